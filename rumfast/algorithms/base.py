@@ -1,0 +1,34 @@
+"""What an unlearning algorithm is."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+from torch import Tensor
+
+from rumfast.config import Rate, Strict
+from rumfast.training import Learner
+
+
+class SgdConfig(Strict):
+    """Hyper-parameters that all SGD-based algorithms share."""
+
+    lr: Rate = 0.01  # constant
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0  # passes; a fraction is rounded up to batches
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Rate = 5e-4
+
+
+class Algorithm(NamedTuple):
+    """An unlearning algorithm: its hyper-parameters, what it does, and what it costs.
+
+    ``run(learner, forget, retain, config, seed)`` changes ``learner.model`` in place and leaves it in eval mode.
+    ``forget`` and ``retain`` are int64 ids on the learner's device; nothing else of the data may be used.
+    ``cost(F, R, config)`` is the number of examples whose gradient one epoch takes, and a fixed number besides;
+    plans of equal budget are made with it.
+    """
+
+    config: type[Strict]
+    run: Callable[[Learner, Tensor, Tensor, Any, int], None]
+    cost: Callable[[int, int], tuple[int, int]]  # (F, R) → examples per epoch, examples once
+    source: str

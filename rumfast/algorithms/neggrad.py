@@ -1,0 +1,45 @@
+"""NegGrad+: descend on the retain set while ascending on the forget set."""
+
+from collections.abc import Iterator
+from itertools import chain, count
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from rumfast.algorithms.base import Algorithm, SgdConfig
+from rumfast.loaders import Batch
+from rumfast.runtime import derive_seed
+from rumfast.training import Learner
+
+
+class NegGradPlusConfig(SgdConfig):
+    """α weighs the retain set's loss against the forget set's ascent."""
+
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.97
+
+
+def _neggrad_plus(learner: Learner, forget: Tensor, retain: Tensor, config: NegGradPlusConfig, seed: int) -> None:
+    """min_θ α·CE(R) − (1−α)·CE(S); the forget set is cycled beside the retain set's batches."""
+    optimizer = learner.optimizer(config.lr, config.momentum, config.weight_decay)
+    ascent = _cycle(learner, forget, derive_seed("ascent", seed))
+
+    def loss_of(batch: Batch) -> tuple[Tensor, int]:
+        other = next(ascent)
+        descent = cross_entropy(learner.logits(batch.image), batch.label)
+        climb = cross_entropy(learner.logits(other.image), other.label)
+        return config.alpha * descent - (1 - config.alpha) * climb, len(batch.id) + len(other.id)
+
+    learner.descend(learner.batches(retain, config.epochs, seed), optimizer, loss_of)
+
+
+def _cycle(learner: Learner, ids: Tensor, seed: int) -> Iterator[Batch]:
+    return chain.from_iterable(learner.loader.epoch(ids, epoch, seed=seed) for epoch in count())
+
+
+NEGGRAD_PLUS = Algorithm(
+    NegGradPlusConfig, _neggrad_plus, lambda forget, retain: (2 * retain, 0), "Kurmanji et al. 2023, section 4",
+)

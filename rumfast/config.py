@@ -1,0 +1,170 @@
+"""Recipes: what to run, as frozen pydantic models read from TOML."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rumfast.errors import UsageError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Refine = Literal["memorization", "class", "random", "none"]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses fields it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Strict):
+    """Which packed data set, or which source to pack first."""
+
+    path: str | None = None  # packed folder; None: RUN/data
+    source: str | None = None  # what to pack there when it is missing, e.g. "digits"
+    label_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of training labels to flip when packing
+    train_examples: Positive | None = None  # stratified subset; None: all
+    test_examples: Positive | None = None
+    seed: int = 0  # of label noise and subset
+
+    @model_validator(mode="after")
+    def _has_origin(self) -> "DataConfig":
+        if self.path is None and self.source is None:
+            raise ValueError("give path (a packed data set) or source (what to pack)")
+        return self
+
+
+class TrainConfig(Strict):
+    """One training recipe: architecture, SGD and schedule (see ``training.train``)."""
+
+    arch: Literal["resnet8", "resnet9", "resnet18", "resnet50"] = "resnet18"
+    width: Positive | None = None  # channels of the stem; None: the architecture's own
+    stem_stride: Literal[1, 2] = 1  # 2 quarters the cost on 32×32 images
+    epochs: Positive = 30
+    batch_size: Positive = 256
+    lr: Rate = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Rate = 5e-4
+    schedule: Literal["constant", "cosine", "multistep"] = "cosine"
+    milestones: tuple[Positive, ...] = ()  # epochs, for multistep
+    gamma: Fraction = 0.1  # factor on lr at each milestone
+    warmup_epochs: Rate = 0.0  # linear from 0
+    flip: bool = False
+    crop_padding: Annotated[int, Field(ge=0, le=16)] = 0  # pixels
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA; on a CPU it costs 100 s and gains nothing
+    seed: int = 0
+
+
+class SweepConfig(Strict):
+    """A population of models on random subsets, from which memorization is estimated."""
+
+    members: Positive = 400
+    include: Fraction = 0.7  # share of the training set each member sees
+    seed: int = 0
+
+
+class ForgetConfig(Strict):
+    """Which examples to forget, and how to refine them into groups."""
+
+    request: str  # ids:FILE | class:3 | random:3000 | memorization:LEVEL:3000 | mislabeled
+    refine: Refine = "memorization"
+    groups: Positive = 3
+    after: str | None = None  # an earlier request's unlearned models, RUN/unlearned/PLAN
+    seed: int = 0  # of random requests and random refinement
+
+
+class PlanConfig(Strict):
+    """A named plan, e.g. ``steps = "low:none > mid:finetune(lr=0.1) > high:salun(epochs=5)"``."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$", max_length=64)]
+    steps: str
+    refine: Refine | None = None  # None: as the recipe's forget section; "random" is the shuffle control
+
+
+class UnlearnConfig(Strict):
+    """What all plans share."""
+
+    retain: Literal["remaining", "final"] = "remaining"  # are groups still to come trained on meanwhile?
+    budget_epochs: Annotated[float, Field(gt=0)] | None = None  # total, in passes over the training set
+
+
+class EvaluateConfig(Strict):
+    """How many models each number rests on."""
+
+    seeds: Positive = 3  # originals, each unlearned by every plan
+    oracles: Annotated[int, Field(ge=2)] = 3
+    mia_examples: Annotated[int, Field(ge=10)] = 5000  # most members, and non-members, the attack is fitted on
+
+
+class Recipe(Strict):
+    """Everything that ``rumfast run`` needs to know."""
+
+    name: str = "run"
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = SweepConfig()
+    forget: ForgetConfig
+    unlearn: UnlearnConfig = UnlearnConfig()
+    plans: tuple[PlanConfig, ...] = Field(min_length=1)
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _plan_names_differ(self) -> "Recipe":
+        names = [plan.name for plan in self.plans]
+        if len(set(names)) < len(names):
+            raise ValueError(f"plans: names must differ, got {', '.join(names)}")
+        return self
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from a TOML file, or by name from the recipes that ship with rumfast.
+
+    Raises:
+        UsageError: no such file, not TOML, or a field is unknown, missing or out of range; names the field.
+    """
+    file = Path(path)
+    if not file.exists():
+        shipped = resources.files("rumfast.recipes") / file.name
+        if file.parent != Path(".") or file.suffix != ".toml" or not shipped.is_file():
+            raise UsageError(f"recipe: no file {file} and none shipped of that name; shipped: {', '.join(shipped_recipes())}")
+        return parse_recipe(shipped.read_text(encoding="utf-8"), str(path))
+    try:
+        return parse_recipe(file.read_text(encoding="utf-8"), str(path))
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise UsageError(f"{path}: not a TOML text file: {error}") from None
+
+
+def parse_recipe(text: str, origin: str) -> Recipe:
+    """Parse recipe TOML; ``origin`` names it in errors."""
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{origin}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise UsageError(f"{origin}: {explain(error)}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Write a recipe as TOML with every default spelled out."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(file.name for file in resources.files("rumfast.recipes").iterdir() if file.name.endswith(".toml"))
+
+
+def explain(error: ValidationError) -> str:
+    """One line for a pydantic error: each field with what was wrong and what was found."""
+    parts = []
+    for issue in error.errors():
+        field = ".".join(str(key) for key in issue["loc"]) or "recipe"
+        found = "" if issue["type"] == "missing" else f" (got {str(issue['input'])[:60]!r})"
+        parts.append(f"{field}: {issue['msg']}{found}")
+    return "; ".join(parts)

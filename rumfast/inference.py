@@ -1,0 +1,80 @@
+"""One pass of a model over a data set: logits, and on request embeddings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rumfast.data import Dataset, Examples
+from rumfast.kernels.margins import Margins, margins
+from rumfast.loaders import ResidentLoader
+from rumfast.models import Classifier
+
+EVALUATION_BATCH = 1024  # examples; large enough to fill a GPU, small enough for any
+Part = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of every training and test example, beside the labels.
+
+    Attributes:
+        train_NC, test_NC: logits, float32.
+        train_label_N, test_label_N: int64.
+    """
+
+    train_NC: np.ndarray
+    test_NC: np.ndarray
+    train_label_N: np.ndarray
+    test_label_N: np.ndarray
+
+    def margins(self, part: Part = "train") -> Margins:
+        """Margins, losses, confidences and correctness of ``part``, as tensors [N]."""
+        logits, label = self.logits_and_labels(part)
+        return margins(torch.from_numpy(logits), torch.from_numpy(label))
+
+    def logits_and_labels(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [N, C] and labels [N] of ``part``."""
+        if part == "train":
+            return self.train_NC, self.train_label_N
+        return self.test_NC, self.test_label_N
+
+    def accuracy(self, part: Part, ids: np.ndarray | None = None) -> float:
+        """Share of ``part`` (or of ``ids`` in it) whose label has the largest logit, in [0, 1]."""
+        logits, label = self.logits_and_labels(part)
+        correct = logits.argmax(1) == label
+        return float(correct.mean() if ids is None else correct[ids].mean())
+
+
+def predict(model: Classifier, data: Dataset) -> Predictions:
+    """Predict all of ``data`` in eval mode and float32, without augmentation.
+
+    Float32 whatever the training precision, because margins of memorized examples are where bf16 is coarse.
+    """
+    train_NC, test_NC = logits_of(model, data, data.train), logits_of(model, data, data.test)
+    return Predictions(train_NC, test_NC, data.train.label_N, data.test.label_N)
+
+
+def logits_of(model: Classifier, data: Dataset, examples: Examples) -> np.ndarray:
+    """Logits [N, C] of ``examples``, normalised as ``data``'s training set is."""
+    return _map(model, model.forward, data, examples)
+
+
+def embeddings_of(model: Classifier, data: Dataset, examples: Examples) -> np.ndarray:
+    """Penultimate embeddings [N, D] of ``examples``."""
+    return _map(model, model.embed, data, examples)
+
+
+@torch.no_grad()
+def _map(model: Classifier, function: Callable[[Tensor], Tensor], data: Dataset, examples: Examples) -> np.ndarray:
+    device = next(model.parameters()).device
+    loader = ResidentLoader(examples, data.mean, data.std, device=device, batch_size=EVALUATION_BATCH)
+    was_training = model.training
+    model.eval()
+    ids = torch.arange(len(examples.label_N), device=device)
+    parts = [function(batch.image).float().cpu() for batch in loader.epoch(ids, 0, shuffle=False)]
+    model.train(was_training)
+    return torch.cat(parts).numpy()

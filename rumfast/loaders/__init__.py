@@ -1,0 +1,6 @@
+"""Loaders: one contract, `loader.epoch(ids, epoch)` gives batches of (image, label, example id)."""
+
+from rumfast.loaders.resident import Batch, ResidentLoader, batch_bounds
+from rumfast.loaders.streaming import StreamingLoader
+
+__all__ = ["Batch", "ResidentLoader", "StreamingLoader", "batch_bounds"]

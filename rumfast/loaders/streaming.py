@@ -1,0 +1,179 @@
+"""Batches streamed from a beton by FFCV, for image sets that do not fit on the device."""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import numpy as np
+import torch
+
+from rumfast.data.beton import FFCV_INSTALL
+from rumfast.data.layout import read_tables
+from rumfast.errors import DataError, UsageError
+from rumfast.kernels.augment import augment_images
+from rumfast.loaders.resident import Batch, batch_bounds, check_options, epoch_order
+from rumfast.runtime import usable_cores
+
+STALL_S = 300.0  # seconds without a batch after which the file system is taken for dead
+
+
+class StreamingLoader:
+    """The contract and the very batches of ResidentLoader, read from `beton_path` while training.
+
+    FFCV only decodes; order, cropping and flipping are rumfast's own. One decoding thread (`num_workers`)
+    reads about a million small images per second. Needs the extra `rumfast[ffcv]`; raises UsageError without
+    it, DataError for a corrupt file.
+    """
+
+    def __init__(
+        self,
+        beton_path: str | Path,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        device: torch.device | str,
+        batch_size: int,
+        seed: int = 0,
+        flip: bool = False,
+        crop_padding: int = 0,
+        dtype: torch.dtype = torch.float32,
+        num_workers: int = 1,
+    ):
+        check_options(batch_size, crop_padding)
+        cores = usable_cores()
+        if not 1 <= num_workers <= cores:
+            raise UsageError(f"num_workers: found {num_workers}, expected 1..{cores}, the cores at hand")
+        self.device = torch.device(device)
+        self.tables = read_tables(beton_path)
+        self.label_N = torch.from_numpy(self.tables.label_N).to(self.device)
+        self.batch_size = batch_size
+        self.seed = seed
+        self._options: dict[str, Any] = dict(
+            flip=flip, crop_padding=crop_padding, mean=tuple(mean), std=tuple(std), dtype=dtype
+        )
+        self._ffcv = _open_ffcv(self.tables.path, min(batch_size, len(self)), num_workers)
+
+    def __len__(self) -> int:
+        """Number of examples in the file."""
+        return len(self.label_N)
+
+    def epoch(
+        self, ids=None, epoch: int = 0, shuffle: bool = True, seed: int | None = None
+    ) -> Iterator[Batch]:
+        """The batches of one epoch over `ids` (None: all examples), each example once.
+
+        Raises DataError for ids that `check_ids` refuses, before the first batch.
+        """
+        seed = self.seed if seed is None else seed
+        order = epoch_order(ids, len(self), seed=seed, epoch=epoch, shuffle=shuffle)
+        return self._batches(order, seed, epoch)
+
+    def _batches(self, order: torch.Tensor, seed: int, epoch: int) -> Iterator[Batch]:
+        seen = 0
+        bounds = batch_bounds(len(order), self.batch_size)
+        with closing(_decoded(self._ffcv, order.numpy(), self.tables.path)) as chunks:
+            for image_BHWC in _regroup(chunks, [stop - start for start, stop in bounds], self._empty):
+                id_B = order[seen : seen + len(image_BHWC)].to(self.device)
+                seen += len(id_B)
+                image_BHWC = image_BHWC.to(self.device, non_blocking=True)
+                image = augment_images(image_BHWC, id_B, seed=seed, epoch=epoch, **self._options)
+                yield Batch(image, self.label_N[id_B], id_B)
+        assert seen == len(order), f"FFCV gave {seen} of {len(order)} examples"
+
+    def _empty(self, batch: int) -> torch.Tensor:
+        shape = (batch, self.tables.height, self.tables.width, 3)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+
+
+class _GivenOrder:
+    """An FFCV traversal order that is whatever was put into `order` last."""
+
+    def __init__(self, order: np.ndarray):
+        self.order = order
+
+    def sample_order(self, epoch: int) -> np.ndarray:
+        return self.order
+
+
+def _open_ffcv(path: Path, batch_size: int, num_workers: int):
+    with _torch_threads_kept():
+        try:
+            from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+            from ffcv.loader import Loader, OrderOption
+        except ImportError as error:
+            raise UsageError(f"streaming needs ffcv ({error}): {FFCV_INSTALL}") from error
+        return Loader(
+            str(path),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            os_cache=True,
+            order=OrderOption.SEQUENTIAL,
+            pipelines={"image": [SimpleRGBImageDecoder()], "label": None},
+            drop_last=False,
+        )
+
+
+def _decoded(ffcv_loader, order: np.ndarray, path: Path) -> Generator[np.ndarray]:
+    """Views into FFCV's ring buffer, [<= batch, H, W, 3] uint8, valid until the next one is asked for."""
+    # FFCV takes the length of an epoch from its first order, and would cut a longer one.
+    ffcv_loader.traversal_order = _GivenOrder(order)
+    ffcv_loader.first_traversal_order = order
+    threads = torch.get_num_threads()
+    epoch = iter(ffcv_loader)
+    try:
+        while (item := _next_item(epoch, path)) is not None:
+            # FFCV's thread sets torch's thread count once more before its first batch.
+            torch.set_num_threads(threads)
+            yield item[1][0]
+    finally:
+        torch.set_num_threads(threads)
+        _join(epoch)
+
+
+def _next_item(epoch, path: Path):
+    """The next (slot, arrays) of FFCV's thread, or None; its own `next` waits for ever if the thread dies."""
+    waited = 0.0
+    while waited < STALL_S:
+        alive = epoch.is_alive()
+        try:
+            return epoch.output_queue.get(timeout=0.5)
+        except Empty:
+            waited += 0.5
+        if not alive:
+            break
+    raise DataError(f"{path}: decoding stopped; `rumfast data verify {path.parent}` checks the file")
+
+
+def _join(epoch) -> None:
+    epoch.close()
+    epoch.iter_ixes = iter(())
+    # The thread may be waiting for room in its queue, at the last to say that it ended.
+    while epoch.is_alive():
+        while not epoch.output_queue.empty():
+            epoch.output_queue.get_nowait()
+        epoch.join(0.01)
+
+
+def _regroup(chunks: Iterator[np.ndarray], sizes: list[int], empty) -> Iterator[torch.Tensor]:
+    """Copy chunks of any sizes into fresh tensors of the sizes asked for."""
+    chunk, used = np.empty(0), 0
+    for size in sizes:
+        batch, filled = empty(size), 0
+        while filled < size:
+            if used == len(chunk):
+                chunk, used = next(chunks), 0
+            count = min(size - filled, len(chunk) - used)
+            batch[filled : filled + count] = torch.from_numpy(chunk[used : used + count])
+            filled, used = filled + count, used + count
+        yield batch
+
+
+@contextmanager
+def _torch_threads_kept():
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

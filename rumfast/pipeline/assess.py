@@ -1,0 +1,170 @@
+"""From models' logits to the numbers of a report."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rumfast.config import dump_recipe
+
+from rumfast.data import Dataset, Split
+from rumfast.evaluation import METRICS, Interval, ModelScores, NullBand, compare, null_band, score_model, t_interval
+from rumfast.inference import predict
+from rumfast.models import Classifier
+from rumfast.runtime import environment
+from rumfast.store import read_json
+from rumfast.sweeps import Population
+
+if TYPE_CHECKING:
+    from rumfast.pipeline.run import Run
+
+EXAMPLES_SHOWN = 20  # most, and least, memorized images in the report
+
+
+def evaluate(model: Classifier, oracles: Classifier | Sequence[Classifier], data: Dataset,
+             split: Split) -> dict[str, float]:
+    """Every metric of one model against one or more oracles, in [0, 1].
+
+    With two oracles or more, hold the values against ``rumfast.evaluation.null_band`` of the same oracles.
+    """
+    chosen = [oracles] if isinstance(oracles, Classifier) else oracles
+    predictions = [predict(each, data) for each in (model, *chosen)]
+    scores = [_score(each.train_NC, each.test_NC, data, split) for each in predictions]
+    return {name: compare(name, scores[0], scores[1:]) for name in METRICS}
+
+
+def score_population(population: Population, members: int, data: Dataset, split: Split,
+                     mia_examples: int) -> list[ModelScores]:
+    """Scores of a population's models, from their stored logits."""
+    found = (population.outputs(index) for index in range(members))
+    return [_score(outputs["train"], outputs["test"], data, split, mia_examples) for outputs in found]
+
+
+def _score(train_NC: np.ndarray, test_NC: np.ndarray, data: Dataset, split: Split,
+           mia_examples: int = 5000) -> ModelScores:
+    return score_model(train_NC, test_NC, data.train.label_N, data.test.label_N, split.forget, split.retain,
+                       mia_examples=mia_examples)
+
+
+def bands_of(oracles: Sequence[ModelScores]) -> dict[str, NullBand]:
+    """Null band of every metric."""
+    return {name: null_band(oracles, lambda one, others, name=name: compare(name, one, others)) for name in METRICS}
+
+
+def metrics_of(models: Sequence[ModelScores], oracles: Sequence[ModelScores],
+               bands: Mapping[str, NullBand]) -> dict[str, dict[str, Any]]:
+    """Every metric of a population with its interval over seeds, and whether its mean lies in the null band."""
+    return {
+        name: interval_dict(interval := t_interval([compare(name, model, oracles) for model in models]))
+        | {"inside": bands[name].contains(interval.mean)}
+        for name in METRICS
+    }
+
+
+def interval_dict(interval: Interval) -> dict[str, Any]:
+    """An interval as JSON."""
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "values": list(interval.values)}
+
+
+def accuracies_of(models: Sequence[ModelScores]) -> dict[str, dict[str, Any]]:
+    """Scores of reference models with intervals over seeds."""
+    return {key: interval_dict(t_interval([getattr(model, key) for model in models]))
+            for key in ModelScores._fields}
+
+
+def metric_definitions() -> dict[str, dict[str, Any]]:
+    """What each metric of a report means."""
+    return {name: {"label": metric.label, "definition": metric.definition, "better": metric.better, "range": [0, 1]}
+            for name, metric in METRICS.items()}
+
+
+def summarize(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The evaluation of a run: what is reproducible bit for bit, and the timings, which are not."""
+    settings, seeds = run.recipe.evaluate, run.recipe.evaluate.seeds
+
+    def scores(population: Population, members: int) -> list[ModelScores]:
+        return score_population(population, members, run.data, run.split, settings.mia_examples)
+
+    oracles = scores(run.oracle_population, settings.oracles)
+    bands = bands_of(oracles)
+    full_cost = _mean_metric(run.oracle_population, settings.oracles, "examples")
+    plans, timing = [], {"oracle": _wall(run.oracle_population, settings.oracles), "plans": {}}
+    for plan in run.recipe.plans:
+        population = run.plan_population(plan)
+        examples = _mean_metric(population, seeds, "examples")
+        plans.append({
+            "name": plan.name, "steps": " > ".join(population.metrics(0)["steps"]), "refine": plan.refine,
+            "retain": run.recipe.unlearn.retain, "examples": examples, "cost": examples / full_cost,
+            "metrics": metrics_of(scores(population, seeds), oracles, bands),
+        })
+        timing["plans"][plan.name] = _wall(population, seeds)
+    reference = {"oracle": accuracies_of(oracles), "original": accuracies_of(scores(run.originals, seeds))}
+    summary = describe(run) | {
+        "schema": "rumfast/evaluation/1", "seeds": seeds, "oracles": settings.oracles,
+        "metrics": metric_definitions(), "bands": {name: band._asdict() for name, band in bands.items()},
+        "plans": plans, "reference": reference,
+    }
+    return summary, timing
+
+
+def describe(run: "Run") -> dict[str, Any]:
+    """What was forgotten from what, and how."""
+    data, recipe, groups = run.data, run.recipe, run.groups()
+    scores = run.memorization
+    entanglement = read_json(run.dir.entanglement)
+    sweep = None
+    if scores is not None:
+        sweep = {"members": recipe.sweep.members, "include": recipe.sweep.include,
+                 "median_standard_error": float(np.nanmedian(scores.standard_error_N))}
+    return {
+        "name": recipe.name, "train": recipe.train.model_dump(mode="json"), "sweep": sweep,
+        "budget_examples": run.budget, "retain_mode": recipe.unlearn.retain,
+        "dataset": {"name": data.name, "source": data.source, "fingerprint": data.fingerprint, "train": len(data),
+                    "test": len(data.test), "classes": list(data.classes),
+                    "shape": list(data.train.image_NHWC.shape[1:]), "flipped": len(data.flipped)},
+        "forget": {
+            "request": recipe.forget.request, "size": len(run.split.forget), "entanglement": entanglement["forget"],
+            "flipped": int(np.isin(run.split.forget, data.flipped).sum()), "excluded": len(run.excluded),
+            "groups": [{"name": group.name, "size": len(group.ids), "entanglement": entanglement[f"group/{group.name}"],
+                        "memorization_mean": None if scores is None else float(scores.score_N[group.ids].mean())}
+                       for group in groups],
+        },
+        "config_toml": dump_recipe(recipe),
+    }
+
+
+def _mean_metric(population: Population, members: int, key: str) -> float:
+    return float(np.mean([population.metrics(index)[key] for index in range(members)]))
+
+
+def _wall(population: Population, members: int) -> dict[str, Any]:
+    return interval_dict(t_interval([population.metrics(index)["wall_s"] for index in range(members)]))
+
+
+def merge_timing(summary: dict[str, Any], timing: dict[str, Any], command: str) -> dict[str, Any]:
+    """What the report shows: the summary with wall times, the environment and the command."""
+    plans = [plan | {"wall_s": timing["plans"][plan["name"]]} for plan in summary["plans"]]
+    reference = summary["reference"] | {"oracle": summary["reference"]["oracle"] | {"wall_s": timing["oracle"]}}
+    return summary | {"plans": plans, "reference": reference, "environment": environment(), "command": command}
+
+
+def report_images(run: "Run") -> dict[str, Any]:
+    """Memorization of all training examples, and the images at its ends."""
+    scores, data, n = run.memorization, run.data, len(run.data)
+    forget_mask_N, flipped_mask_N = np.zeros(n, bool), np.zeros(n, bool)
+    forget_mask_N[run.split.forget], flipped_mask_N[data.flipped] = True, True
+    score_N = np.full(n, np.nan) if scores is None else scores.score_N
+    error_N = np.full(n, np.nan) if scores is None else scores.standard_error_N
+    order = np.argsort(score_N, kind="stable")[: int(np.isfinite(score_N).sum())]
+
+    def show(example: int) -> dict[str, Any]:
+        label = data.train.label_N[example]
+        clean = label if data.clean_label_N is None else data.clean_label_N[example]
+        return {"id": int(example), "image": data.train.image_NHWC[example], "label": data.classes[label],
+                "clean_label": None if clean == label else data.classes[clean],
+                "score": float(score_N[example]), "standard_error": float(error_N[example]),
+                "in_forget": bool(forget_mask_N[example])}
+
+    return {"most": [show(example) for example in order[::-1][:EXAMPLES_SHOWN]],
+            "least": [show(example) for example in order[:EXAMPLES_SHOWN]],
+            "score_N": score_N, "forget_mask_N": forget_mask_N, "flipped_mask_N": flipped_mask_N}

@@ -1,0 +1,288 @@
+"""One run: pack → train → sweep → score → refine → oracles → unlearn → evaluate → report."""
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rumfast.config import PlanConfig, Recipe, dump_recipe, load_recipe
+from rumfast.data import Dataset, Split, load_dataset, pack, select_forget
+from rumfast.errors import DataError, PartialError, UsageError
+from rumfast.inference import embeddings_of
+from rumfast.models import build_model
+from rumfast.pipeline import assess
+from rumfast.plans import bind, parse_plan, spread_budget
+from rumfast.refinement import Group, refine, refine_at_random, refine_by_class
+from rumfast.reporting.page import write_report
+from rumfast.runtime import environment, pick_device, pick_precision
+from rumfast.scores import Memorization, entanglement_score, memorization_scores
+from rumfast.store import RunDir, read_json, read_npz, remove_partial, require_same, write_bytes, write_json, write_npz
+from rumfast.sweeps import DataRef, LocalEngine, Population, PopulationSpec, load_sweep
+from rumfast.sweeps.run import sweep_spec, train_members
+from rumfast.sweeps.spec import GroupSpec
+
+
+
+class Run:
+    """A recipe over a folder. Each stage needs the ones before it, and does only what the folder lacks.
+
+    Trained models are never made twice; scores, groups, evaluation and report are derived, and derived again on
+    every call, which costs seconds.
+    """
+
+    def __init__(self, recipe: Recipe, out: str | Path, engine: LocalEngine, device: str = "auto") -> None:
+        self.recipe = recipe
+        self.dir = RunDir(out)
+        self.engine = engine
+        self.device = device
+        for plan in recipe.plans:
+            parse_plan(plan.steps)  # a typo must not cost a sweep
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set, packed first if the recipe names a source."""
+        config = self.recipe.data
+        path = Path(config.path) if config.path else self.dir.data
+        if config.source is not None and not (path / "dataset.json").exists():
+            pack(config.source, path, label_noise=config.label_noise, seed=config.seed)
+        return load_dataset(path).take(config.train_examples, config.test_examples, config.seed)
+
+    @property
+    def needs_sweep(self) -> bool:
+        """Does the request or a refinement read memorization scores?"""
+        forget = self.recipe.forget
+        refinements = {forget.refine, *(plan.refine for plan in self.recipe.plans)}
+        return forget.request.startswith("memorization:") or "memorization" in refinements
+
+    @cached_property
+    def excluded(self) -> tuple[int, ...]:
+        """Ids that earlier requests deleted."""
+        if self.recipe.forget.after is None:
+            return ()
+        earlier = Population.open(Path(self.recipe.forget.after)).spec
+        if earlier.data.fingerprint != self.data.fingerprint:
+            raise DataError(f"{self.recipe.forget.after}: unlearned from other data than {self.recipe.data.path}")
+        return tuple(sorted({*earlier.excluded, *earlier.forget}))
+
+    @cached_property
+    def originals(self) -> Population:
+        """The models to unlearn from: trained on everything, or an earlier request's result."""
+        after = self.recipe.forget.after
+        if after is None:
+            return Population.create(self.dir.original, self._spec("original"))
+        earlier = Population.open(Path(after))
+        require_same(Path(after), self._spec("original").train, earlier.spec.train)
+        return earlier
+
+    def _spec(self, kind: str, **fields: Any) -> PopulationSpec:
+        train = self.recipe.train
+        precision = str(pick_precision(train.precision, pick_device(self.device)))
+        return PopulationSpec.model_validate({
+            "kind": kind, "data": DataRef.to(self.data), "train": train, "seed": train.seed, "precision": precision,
+            "excluded": self.excluded, **fields,
+        })
+
+    def pack(self) -> dict[str, Any]:
+        """Pack or open the data, and write the run's configuration."""
+        self.dir.root.mkdir(parents=True, exist_ok=True)
+        if self.dir.recipe.exists():
+            require_same(self.dir.recipe, _comparable(self.recipe), _comparable(load_recipe(self.dir.recipe)))
+        remove_partial(self.dir.root)
+        data = self.data
+        write_bytes(self.dir.recipe, lambda path: path.write_text(dump_recipe(self.recipe)) and None, replace=True)
+        write_json(self.dir.manifest, {"schema": "rumfast/manifest/1", "fingerprint": data.fingerprint,
+                                       "environment": environment()})
+        return {"fingerprint": data.fingerprint, "train": len(data), "test": len(data.test)}
+
+    def train(self) -> dict[str, Any]:
+        """Train the original models."""
+        seeds = range(self.recipe.evaluate.seeds)
+        if self.recipe.forget.after is None:
+            train_members(self.engine, self.originals, seeds, "original models")
+        elif len(self.originals.done(seeds)) < len(seeds):
+            raise UsageError(f"evaluate.seeds: got {len(seeds)}, but {self.originals.root} holds "
+                             f"{len(self.originals.done(seeds))} models")
+        return {"originals": len(seeds), "path": str(self.originals.root)}
+
+    @cached_property
+    def sweep_population(self) -> Population:
+        """The folder of the sweep."""
+        sweep = self.recipe.sweep
+        return Population.create(self.dir.sweep, sweep_spec(
+            self.data, self.recipe.train, include=sweep.include, seed=sweep.seed, device=self.device,
+            excluded=self.excluded))
+
+    def sweep(self, members: range | None = None) -> dict[str, Any]:
+        """Train the sweep, or a part of it."""
+        chosen = members if members is not None else range(self.recipe.sweep.members if self.needs_sweep else 0)
+        if chosen:
+            train_members(self.engine, self.sweep_population, chosen, "sweep members")
+        return {"members": len(chosen), "path": str(self.dir.sweep)}
+
+    def score(self) -> dict[str, Any]:
+        """Reduce the sweep to memorization scores."""
+        if not self.needs_sweep:
+            return {"memorization": None}
+        members = range(self.recipe.sweep.members)
+        missing = len(members) - len(self.sweep_population.done(members))
+        if missing:
+            raise PartialError(f"{self.dir.sweep}: {missing} of {len(members)} members are missing; run the sweep")
+        stacked = load_sweep(self.sweep_population, members)
+        scores = memorization_scores(stacked.correct_MN, stacked.include_MN)
+        write_npz(self.dir.memorization, {**scores._asdict(), "label_N": self.data.train.label_N,
+                                          "diverged": np.array(stacked.diverged)}, replace=True)
+        return {"memorization": str(self.dir.memorization), "diverged": stacked.diverged,
+                "mean": float(np.nanmean(scores.score_N)),
+                "median_standard_error": float(np.nanmedian(scores.standard_error_N))}
+
+    @cached_property
+    def memorization(self) -> Memorization | None:
+        """Scores as stored by the score stage."""
+        if not self.needs_sweep:
+            return None
+        arrays = read_npz(self.dir.memorization)
+        return Memorization(**{field: arrays[field] for field in Memorization._fields})
+
+    @cached_property
+    def split(self) -> Split:
+        """Forget and retain set; ids that earlier requests deleted are in neither."""
+        return _select(self.recipe, self.data, self.memorization, self.excluded)
+
+    def groups(self, kind: str | None = None) -> tuple[Group, ...]:
+        """The forget set, refined as ``kind`` says (None: as the recipe does)."""
+        forget, config = self.split.forget, self.recipe.forget
+        kind = kind or config.refine
+        if kind == "class":
+            return refine_by_class(forget, self.data.train.label_N)
+        if kind == "random":
+            return refine_at_random(forget, config.groups, config.seed)
+        if kind == "none":
+            return (Group("all", forget),)
+        assert self.memorization is not None
+        return refine(forget, self.memorization.score_N, config.groups)
+
+    def refine(self) -> dict[str, Any]:
+        """Choose the forget set and refine it into groups."""
+        for plan in self.recipe.plans:
+            self._bound(plan)
+        write_npz(self.dir.forget, {"forget": self.split.forget, "retain": self.split.retain}, replace=True)
+        write_npz(self.dir.groups, {group.name: group.ids for group in self.groups()}, replace=True)
+        entanglement = self._entanglement()
+        write_json(self.dir.entanglement, entanglement)
+        return {"forget": len(self.split.forget), "entanglement": entanglement["forget"],
+                "groups": {group.name: len(group.ids) for group in self.groups()}}
+
+    def _entanglement(self) -> dict[str, Any]:
+        """Entanglement score of the forget set and of each group with the retain set, in original 0."""
+        model = build_model(self.recipe.train.arch, len(self.data.classes), width=self.recipe.train.width,
+                            stem_stride=self.recipe.train.stem_stride)
+        model.load_state_dict(self.originals.state(0))
+        embedding_ND = torch.from_numpy(embeddings_of(model.to(pick_device(self.device)), self.data, self.data.train))
+        retain_RD = embedding_ND[self.split.retain]
+        sets = {"forget": self.split.forget, **{f"group/{group.name}": group.ids for group in self.groups()}}
+        return {name: entanglement_score(retain_RD, embedding_ND[ids]) for name, ids in sets.items()}
+
+    def oracles(self) -> dict[str, Any]:
+        """Train the oracles: models that never saw the forget set."""
+        train_members(self.engine, self.oracle_population, range(self.recipe.evaluate.oracles), "oracles")
+        return {"oracles": self.recipe.evaluate.oracles, "path": str(self.dir.oracles)}
+
+    @cached_property
+    def oracle_population(self) -> Population:
+        """The folder of the oracles."""
+        return Population.create(self.dir.oracles, self._spec("oracle", forget=self.split.forget.tolist()))
+
+    @property
+    def budget(self) -> int | None:
+        """Examples whose gradient each plan may take."""
+        epochs = self.recipe.unlearn.budget_epochs
+        return None if epochs is None else round(epochs * (len(self.split.retain) + len(self.split.forget)))
+
+    def _bound(self, plan: PlanConfig) -> list:
+        bound = bind(parse_plan(plan.steps), self.groups(plan.refine))
+        if self.budget is not None:
+            bound = spread_budget(bound, self.split.retain, self.recipe.unlearn.retain, self.budget)
+        return bound
+
+    def plan_population(self, plan: PlanConfig) -> Population:
+        """The folder of the models that ``plan`` unlearned."""
+        root = self.dir.plan(plan.name)
+        groups = [GroupSpec(name=group.name, ids=tuple(group.ids.tolist()))
+                  for group in self.groups(plan.refine)]
+        return Population.create(root, self._spec(
+            "unlearned", forget=self.split.forget.tolist(), groups=groups, plan=plan.steps, budget=self.budget,
+            retain=self.recipe.unlearn.retain, parent=os.path.relpath(self.originals.root, root)))
+
+    def unlearn(self) -> dict[str, Any]:
+        """Run every plan from every original."""
+        for plan in self.recipe.plans:
+            train_members(self.engine, self.plan_population(plan), range(self.recipe.evaluate.seeds),
+                          f"plan {plan.name}")
+        return {"plans": {plan.name: str(self.dir.plan(plan.name)) for plan in self.recipe.plans}}
+
+    def evaluate(self) -> dict[str, Any]:
+        """Score every model against the oracles; writes the summary, and timings apart from it."""
+        summary, timing = assess.summarize(self)
+        write_json(self.dir.evaluation, summary)
+        write_json(self.dir.timing, timing)
+        return summary
+
+    def report(self) -> dict[str, Any]:
+        """Write the HTML page."""
+        summary, timing = read_json(self.dir.evaluation), read_json(self.dir.timing)
+        command = f"rumfast run {self.dir.recipe} --out {self.dir.root}"
+        write_report(self.dir.report, assess.merge_timing(summary, timing, command), assess.report_images(self))
+        return {"report": str(self.dir.report)}
+
+
+STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "pack": Run.pack, "train": Run.train, "sweep": Run.sweep, "score": Run.score, "refine": Run.refine,
+    "oracles": Run.oracles, "unlearn": Run.unlearn, "evaluate": Run.evaluate, "report": Run.report,
+}
+
+
+def run(recipe: Recipe, out: str | Path, *, until: str = "report", device: str = "auto",
+        workers: int | None = None) -> dict[str, Any]:
+    """Run the stages in order up to ``until``, doing what ``out`` lacks; returns each stage's result.
+
+    Killed at any moment and called again, it ends with the same scores and evaluation.
+
+    Raises:
+        RumfastError: see ``rumfast.errors``; finished work is kept.
+    """
+    results = {}
+    with LocalEngine(workers, device) as engine:
+        conductor = Run(recipe, out, engine, device)
+        for name, stage in STAGES.items():
+            results[name] = stage(conductor)
+            if name == until:
+                break
+    return results
+
+
+def _comparable(recipe: Recipe) -> Recipe:
+    """The recipe with everything that may change between calls set to one value."""
+    return recipe.model_copy(update={
+        "name": "", "plans": (), "evaluate": type(recipe.evaluate)(),
+        "sweep": recipe.sweep.model_copy(update={"members": 1}),
+    })
+
+
+def _select(recipe: Recipe, data: Dataset, scores: Memorization | None, excluded: tuple[int, ...]) -> Split:
+    """Resolve the request within the pool that earlier requests left."""
+    request, n = recipe.forget.request, len(data)
+    pool = np.setdiff1d(np.arange(n), np.array(excluded, np.int64))
+    score_N = None if scores is None else scores.score_N[pool]
+    flipped = np.flatnonzero(np.isin(pool, data.flipped))
+    if request.startswith("ids:"):
+        split = select_forget(request, data.train.label_N)
+        gone = np.intersect1d(split.forget, excluded)
+        if len(gone):
+            raise DataError(f"forget set {request}: id {gone[0]} was deleted by an earlier request")
+        return Split(split.forget, np.setdiff1d(pool, split.forget))
+    split = select_forget(request, data.train.label_N[pool], score_N, flipped, recipe.forget.seed)
+    return Split(pool[split.forget], pool[split.retain])

@@ -1,0 +1,1 @@
+"""Recipes that ship with rumfast: ``rumfast run digits.toml --out runs/digits``."""

@@ -1,0 +1,64 @@
+"""Refine a forget set into homogeneous groups, ordered from low to high score."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rumfast.errors import DataError
+
+NAMES = {1: ("all",), 2: ("low", "high"), 3: ("low", "mid", "high")}
+
+
+class Group(NamedTuple):
+    """A named part of the forget set."""
+
+    name: str
+    ids: np.ndarray  # [F_k] int64, sorted
+
+
+def refine(forget: np.ndarray, score_N: np.ndarray, groups: int = 3) -> tuple[Group, ...]:
+    """Cut a forget set into ``groups`` groups of nearly equal size, from the lowest to the highest score.
+
+    Ties are cut by example id. Sizes differ by at most one, the larger groups first. Three groups are called low,
+    mid and high; more are called g1, g2, …
+
+    Args:
+        forget: [F] int64 unique example ids.
+        score_N: [N] score per example id, for instance memorization; rising with difficulty.
+
+    Raises:
+        DataError: fewer examples than groups, or a forgotten example's score is NaN.
+
+    >>> [(g.name, g.ids.tolist()) for g in refine(np.array([0, 1, 2]), np.array([0.9, 0.1, 0.5]))]
+    [('low', [1]), ('mid', [2]), ('high', [0])]
+    """
+    _check_count(forget, groups)
+    score_F = score_N[forget]
+    if np.isnan(score_F).any():
+        raise DataError(f"refine: {int(np.isnan(score_F).sum())} of {len(forget)} forgotten examples have no score "
+                        f"(first: id {int(forget[np.isnan(score_F)][0])}); train more sweep members")
+    return _cut(forget[np.lexsort((forget, score_F))], groups)
+
+
+def refine_at_random(forget: np.ndarray, groups: int, seed: int) -> tuple[Group, ...]:
+    """Cut a forget set into random groups of :func:`refine`'s sizes: the paper's control, "shuffle"."""
+    _check_count(forget, groups)
+    shuffled = np.random.default_rng(seed).permutation(np.sort(forget))
+    return _cut(shuffled, groups)
+
+
+def refine_by_class(forget: np.ndarray, label_N: np.ndarray) -> tuple[Group, ...]:
+    """One group per class that the forget set touches, named class-0, class-1, …"""
+    _check_count(forget, 1)
+    label_F = label_N[forget]
+    return tuple(Group(f"class-{label}", np.sort(forget[label_F == label])) for label in np.unique(label_F))
+
+
+def _check_count(forget: np.ndarray, groups: int) -> None:
+    if groups < 1 or len(forget) < groups:
+        raise DataError(f"refine: got {len(forget)} examples for {groups} groups, expected at least one each")
+
+
+def _cut(ordered: np.ndarray, groups: int) -> tuple[Group, ...]:
+    names = NAMES.get(groups, tuple(f"g{index + 1}" for index in range(groups)))
+    return tuple(Group(name, np.sort(part)) for name, part in zip(names, np.array_split(ordered, groups), strict=True))

@@ -1,0 +1,105 @@
+"""Where and how numbers are computed: device, precision, cores, seeds, and a record of all of it."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from rumfast.errors import UsageError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the torch device called ``name``; ``auto`` takes a CUDA device where there is one.
+
+    Raises:
+        UsageError: the device is unknown or not present.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device: got {name!r}, expected auto, cpu, cuda or cuda:INDEX") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device: got {name!r}, but torch sees no CUDA device; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device: got {name!r}, expected auto, cpu, cuda or cuda:INDEX")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the autocast dtype for ``name`` (auto, fp32, bf16) on ``device``.
+
+    ``auto`` is bf16 where the hardware multiplies it natively (CUDA from Ampere on, CPUs with AMX or
+    AVX512-BF16) and fp32 elsewhere, because emulated bf16 is slower than fp32.
+    """
+    if name == "fp32":
+        return torch.float32
+    if name == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def derive_seed(*keys: str | int) -> int:
+    """Hash ``keys`` to a seed in [0, 2⁶³), so that seeds never collide as sums like ``seed + epoch`` do.
+
+    >>> derive_seed("member", 0, 1) == derive_seed("member", 1, 0)
+    False
+    """
+    digest = hashlib.sha256(json.dumps(keys).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(*keys: str | int) -> torch.Generator:
+    """Return a CPU generator seeded by ``keys`` (see :func:`derive_seed`)."""
+    return torch.Generator().manual_seed(derive_seed(*keys))
+
+
+@cache
+def environment() -> dict[str, str | int | None]:
+    """Describe versions and hardware: what has to be known to read a measured number."""
+    cuda = torch.cuda.is_available()
+    capabilities = torch.cpu.get_capabilities()
+    return {
+        "rumfast": _version("rumfast"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "ffcv": _version("ffcv"),
+        "cpu": f"{capabilities.get('cpu_name', platform.processor())}, {usable_cores()} cores",
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "bf16": "native" if pick_precision("auto", pick_device()) == torch.bfloat16 else "emulated",
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of a source checkout; None for an installed wheel."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,41 @@
+"""Entanglement of a forget set with the retain set in embedding space."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rumfast.errors import DataError
+from rumfast.kernels.moments import moments
+
+
+def entanglement_score(retain_RD: Tensor, forget_FD: Tensor, center: Literal["pooled", "midpoint"] = "pooled") -> float:
+    """Entanglement score: variance within the two sets over variance between them.
+
+    ES = [mean_R ‖φ−μ_R‖² + mean_S ‖φ−μ_S‖²] / ½[‖μ_R−μ‖² + ‖μ_S−μ‖²]
+    (Zhao et al. 2024, arXiv 2406.01257, section 4.1). Higher is more entangled; ∞ where the means coincide.
+
+    Args:
+        retain_RD, forget_FD: penultimate embeddings [R, D] and [F, D] of the original model.
+        center: μ is the mean over both sets (``pooled``, the paper's text) or (μ_R + μ_S)/2 (``midpoint``, the
+            paper's code, whose values are smaller when |S| ≪ |R|).
+
+    Returns:
+        The score in [0, ∞].
+
+    Raises:
+        DataError: a set is empty or widths differ.
+
+    >>> entanglement_score(torch.tensor([[0.0], [2.0]]), torch.tensor([[10.0], [12.0]]))
+    0.08
+    """
+    if not len(retain_RD) or not len(forget_FD) or retain_RD.shape[1:] != forget_FD.shape[1:]:
+        raise DataError(f"entanglement: two non-empty sets of one width expected, got {tuple(retain_RD.shape)} "
+                        f"and {tuple(forget_FD.shape)}")
+    group_N = torch.tensor([0, 1]).repeat_interleave(torch.tensor([len(retain_RD), len(forget_FD)]))
+    stats = moments(torch.cat([retain_RD, forget_FD]), group_N.to(retain_RD.device), 2)
+    weight_G = stats.count_G / stats.count_G.sum() if center == "pooled" else torch.full((2,), 0.5)
+    centre_D = weight_G.to(stats.mean_GD) @ stats.mean_GD
+    within = (stats.scatter_G / stats.count_G).sum()
+    between = (stats.mean_GD - centre_D).square().sum(1).mean()
+    return float(within / between)

@@ -1,0 +1,212 @@
+"""Where everything of a run lies, and how files come to be: complete, or not at all.
+
+A file is written under a temporary name in its own directory, synced, then linked to its name. Linking fails
+where the name exists, so of several writers the first wins and the others compare their content with its.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from rumfast.errors import DataError, MismatchError, StorageError
+
+TEMPORARY = ".partial-"
+
+
+class RunDir:
+    """Every path of one run."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.recipe = self.root / "config.toml"
+        self.manifest = self.root / "manifest.json"
+        self.data = self.root / "data"
+        self.original = self.root / "original"
+        self.sweep = self.root / "sweep"
+        self.oracles = self.root / "oracles"
+        self.memorization = self.root / "scores" / "memorization.npz"
+        self.entanglement = self.root / "scores" / "entanglement.json"
+        self.forget = self.root / "forget" / "split.npz"
+        self.groups = self.root / "forget" / "groups.npz"
+        self.evaluation = self.root / "evaluation" / "summary.json"
+        self.timing = self.root / "evaluation" / "timing.json"
+        self.report = self.root / "report" / "index.html"
+
+    def plan(self, name: str) -> Path:
+        """Folder of the models that plan ``name`` unlearned."""
+        return self.root / "unlearned" / name
+
+
+def write_bytes(path: Path, write: Callable[[Path], None], *, replace: bool = False) -> None:
+    """Commit the file that ``write(temporary path)`` writes under ``path``.
+
+    Args:
+        replace: replace an existing file (derived files); otherwise an existing file stays, and must agree.
+
+    Raises:
+        MismatchError: the file exists with other content.
+        StorageError: the disk is full, read-only or fails; nothing is visible under ``path``.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        temporary.chmod(0o644)  # temporary files are private to their owner
+        sync(temporary)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            _link(temporary, path)
+        sync(path.parent)
+    except MismatchError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        if content_digest(temporary) != content_digest(path):
+            raise MismatchError(f"{path}: exists with other content; it was kept. Use another --out") from None
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a directory, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, replace: bool = True) -> None:
+    """Commit ``content`` as JSON with sorted keys."""
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_bytes(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None, replace=replace)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: missing, or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (ValueError, IsADirectoryError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any], *, replace: bool = False) -> None:
+    """Commit named arrays as a compressed npz, whose CRCs catch later damage."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    write_bytes(path, write, replace=replace)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of an npz without unpickling.
+
+    Raises:
+        DataError: missing, damaged, or holding Python objects; names the file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise DataError(f"{path}: damaged or not an npz file: {error}; delete it to have it made again") from None
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of an npz file's arrays, or of any other file's bytes."""
+    digest = hashlib.sha256()
+    if path.suffix != ".npz":
+        digest.update(path.read_bytes())
+        return digest.hexdigest()
+    for name, array in sorted(read_npz(path).items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def commit_folder(path: Path, fill: Callable[[Path], None]) -> bool:
+    """Commit the folder that ``fill(temporary folder)`` fills under ``path``, by one rename.
+
+    Returns False where the folder exists already: the first writer wins.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+    except OSError as error:
+        raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
+    try:
+        fill(temporary)
+        temporary.chmod(0o755)
+        for file in temporary.iterdir():
+            sync(file)
+        sync(temporary)
+        os.rename(temporary, path)
+        sync(path.parent)
+        return True
+    except OSError as error:
+        if path.exists():
+            return False
+        raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_partial(root: Path) -> None:
+    """Delete what killed writers left below ``root``."""
+    for leftover in root.rglob(TEMPORARY + "*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def require_same(path: Path, ours: BaseModel, theirs: BaseModel) -> None:
+    """Refuse a store made with another configuration.
+
+    Raises:
+        MismatchError: lists each field that differs, with both values.
+    """
+    differences = list(_differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json")))
+    if differences:
+        raise MismatchError(f"{path}: made with another configuration: {'; '.join(differences)}. "
+                            "Use another --out, or the old recipe")
+
+
+def _differences(theirs: Any, ours: Any, field: str = "") -> Any:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted(theirs.keys() | ours.keys()):
+            yield from _differences(theirs.get(key), ours.get(key), f"{field}.{key}" if field else key)
+    elif theirs != ours:
+        yield f"{field}: there {str(theirs)[:80]}, here {str(ours)[:80]}"

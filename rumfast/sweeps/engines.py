@@ -1,0 +1,170 @@
+"""Engines run "train member i of that population" somewhere; only the store knows what is done."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from rumfast import errors
+from rumfast.errors import PartialError, RumfastError
+from rumfast.runtime import pick_device, usable_cores
+from rumfast.store import remove_partial
+from rumfast.sweeps.population import Population
+
+ATTEMPTS = 3  # times a member may take its worker down with it
+
+
+class WorkerDied(Exception):
+    """A worker process ended without an answer."""
+
+
+class Slot:
+    """One worker process, restarted when it dies."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Send a task and wait for its answer.
+
+        Raises:
+            WorkerDied: the process ended instead.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._process = self._start()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(task) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except (BrokenPipeError, ValueError) as error:
+            raise WorkerDied(str(error)) from None
+        if not answer.endswith("\n"):
+            raise WorkerDied(f"exit status {self._process.wait()}")
+        return json.loads(answer)
+
+    def _start(self) -> subprocess.Popen[str]:
+        threads = {"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {}
+        # A session of its own, so that Ctrl-C reaches the engine alone, which then stops its workers in order.
+        return subprocess.Popen(
+            [sys.executable, "-m", "rumfast.sweeps.worker", "--device", self.device], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=os.environ | threads,
+        )
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Let the process finish what it does, or kill it."""
+        if self._process is None:
+            return
+        if kill:
+            self._process.kill()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # it is gone already
+        self._process.wait()
+        self._process.stdout.close()
+        self._process = None
+
+
+class LocalEngine:
+    """Worker processes on this machine: one per core on a CPU, one per GPU otherwise.
+
+    Use it as a context manager; workers start with the first task and serve every population after it, so that
+    importing torch and loading the data set are paid once.
+    """
+
+    def __init__(self, workers: int | None = None, device: str = "auto") -> None:
+        where = pick_device(device)
+        if where.type == "cuda" and where.index is None:
+            devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        else:
+            devices = [str(where)] * (usable_cores() if where.type == "cpu" else 1)
+        count = workers or len(devices)
+        self.slots = [Slot(devices[index % len(devices)]) for index in range(count)]
+
+    def __enter__(self) -> "LocalEngine":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        for slot in self.slots:
+            slot.stop(kill=kind is not None)
+
+    def run(self, population: Population, indices: Iterable[int],
+            on_done: Callable[[int, str], None] = lambda index, status: None) -> None:
+        """Train the members ``indices`` that the store lacks; ``on_done(index, status)`` follows each.
+
+        Raises:
+            RumfastError: the first error a worker reported, as its own type; finished members are kept.
+            PartialError: a member took down its worker three times.
+        """
+        missing: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for index in sorted(set(indices) - set(population.done(indices))):
+            missing.put(index)
+        answers: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
+        expected = missing.qsize()
+        slots = self.slots[:expected]
+        threads = [threading.Thread(target=_drain, args=(slot, population, missing, answers), daemon=True)
+                   for slot in slots]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(expected):
+                index, answer = answers.get()
+                if answer["status"] == "error":
+                    raise _error(population, index, answer)
+                on_done(index, answer["status"])
+            for thread in threads:
+                thread.join()
+        except BaseException:
+            self._abort(missing, slots, threads)
+            remove_partial(population.root)
+            raise
+
+    def _abort(self, missing: queue.SimpleQueue[int], slots: list[Slot], threads: list[threading.Thread]) -> None:
+        try:
+            while True:
+                missing.get_nowait()
+        except queue.Empty:
+            pass
+        for slot in slots:
+            if slot._process is not None:
+                slot._process.kill()
+        for thread in threads:
+            thread.join()
+        for slot in slots:
+            slot.stop()
+
+
+def _drain(slot: Slot, population: Population, missing: "queue.SimpleQueue[int]",
+           answers: "queue.SimpleQueue[tuple[int, dict[str, Any]]]") -> None:
+    """Work off the queue on one slot."""
+    while True:
+        try:
+            index = missing.get_nowait()
+        except queue.Empty:
+            return
+        answers.put((index, _attempt(slot, population, index)))
+
+
+def _attempt(slot: Slot, population: Population, index: int) -> dict[str, Any]:
+    reason = ""
+    for _ in range(ATTEMPTS):
+        try:
+            return slot.ask({"population": str(population.root.resolve()), "index": index})
+        except WorkerDied as error:
+            reason = str(error)
+    return {"status": "error", "kind": "PartialError",
+            "message": f"its worker died {ATTEMPTS} times ({reason}); finished members are kept, run again to resume"}
+
+
+def _error(population: Population, index: int, answer: dict[str, Any]) -> RumfastError:
+    kind = getattr(errors, answer["kind"], PartialError)
+    return kind(f"{population.root}, member {index}: {answer['message']}")

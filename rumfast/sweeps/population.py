@@ -1,0 +1,111 @@
+"""A population's folder: its spec, and the members that are complete."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rumfast.config import explain
+from rumfast.errors import DataError
+from rumfast.store import commit_folder, read_json, read_npz, require_same, write_json
+from rumfast.sweeps.records import MemberRecord, load_record, save_record
+from rumfast.sweeps.spec import PopulationSpec
+
+
+class Population:
+    """One folder with ``spec.json`` and a file or folder per complete member.
+
+    Members of kind ``subsets`` are records (``members/000123.npz``); all others keep the model:
+    ``000/`` with ``model.safetensors``, ``outputs.npz`` (logits) and ``metrics.json``.
+    """
+
+    def __init__(self, root: Path, spec: PopulationSpec) -> None:
+        self.root = root
+        self.spec = spec
+
+    @classmethod
+    def create(cls, root: Path, spec: PopulationSpec) -> "Population":
+        """Make the folder, or reopen it.
+
+        Raises:
+            MismatchError: it holds another population; lists the fields that differ.
+        """
+        root = Path(root)
+        if (root / "spec.json").exists():
+            population = cls.open(root)
+            require_same(root, spec, population.spec)
+            return population
+        write_json(root / "spec.json", spec.model_dump(mode="json"), replace=False)
+        return cls(root, spec)
+
+    @classmethod
+    def open(cls, root: Path) -> "Population":
+        """Reopen an existing folder.
+
+        Raises:
+            DataError: no population there, or its spec is damaged.
+        """
+        path = Path(root) / "spec.json"
+        try:
+            return cls(Path(root), PopulationSpec.model_validate(read_json(path)))
+        except ValidationError as error:
+            raise DataError(f"{path}: {explain(error)}") from None
+
+    def member(self, index: int) -> Path:
+        """Path of member ``index``; it exists exactly when the member is complete."""
+        if self.spec.kind == "subsets":
+            return self.root / "members" / f"{index:06d}.npz"
+        return self.root / f"{index:03d}"
+
+    def done(self, indices: Iterable[int]) -> list[int]:
+        """Those of ``indices`` that are complete."""
+        return [index for index in indices if self.member(index).exists()]
+
+    def save_record(self, record: MemberRecord) -> None:
+        """Commit a member of a sweep."""
+        save_record(self.member(record.index), record)
+
+    def record(self, index: int) -> MemberRecord:
+        """Read a member of a sweep and check that it belongs here."""
+        path = self.member(index)
+        record = load_record(path)
+        if record.fingerprint != self.spec.data.fingerprint or record.index != index:
+            raise DataError(f"{path}: record of member {record.index} on data {record.fingerprint[:12]}, expected "
+                            f"{index} on {self.spec.data.fingerprint[:12]}")
+        return record
+
+    def save_model(self, index: int, state: dict[str, Tensor], train_NC: np.ndarray, test_NC: np.ndarray,
+                   metrics: dict[str, object]) -> None:
+        """Commit a model with its logits on all examples."""
+
+        def fill(folder: Path) -> None:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+            with (folder / "outputs.npz").open("wb") as file:
+                np.savez_compressed(file, train=train_NC, test=test_NC)
+            write_json(folder / "metrics.json", metrics)
+
+        commit_folder(self.member(index), fill)
+
+    def state(self, index: int) -> dict[str, Tensor]:
+        """Weights of model ``index``.
+
+        Raises:
+            DataError: missing or damaged.
+        """
+        path = self.member(index) / "model.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: cannot read weights: {error}") from None
+
+    def outputs(self, index: int) -> dict[str, np.ndarray]:
+        """Logits of model ``index``: ``train`` [N, C] and ``test`` [N, C]."""
+        return read_npz(self.member(index) / "outputs.npz")
+
+    def metrics(self, index: int) -> dict[str, object]:
+        """What training model ``index`` took: examples, wall_s, loss, steps."""
+        return read_json(self.member(index) / "metrics.json")

@@ -1,0 +1,154 @@
+"""Train one model: the recipe's SGD over device-resident batches."""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import count, islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rumfast.config import TrainConfig
+from rumfast.data import Dataset, check_ids
+from rumfast.errors import DivergedError
+from rumfast.loaders import Batch, ResidentLoader
+from rumfast.models import Classifier, build_model, initialize_
+from rumfast.runtime import pick_device, pick_precision
+
+
+class Learner:
+    """A model on its device, with the data and the recipe it learns from.
+
+    One learner serves many models in turn: weights are redrawn or loaded *in place*, so that a compiled step is
+    compiled once. ``examples`` counts every example a gradient was taken of, which is the budget that plans
+    are compared at.
+    """
+
+    def __init__(self, data: Dataset, config: TrainConfig, device: str = "auto", *,
+                 model: Classifier | None = None) -> None:
+        self.config = config
+        self.device = pick_device(device)
+        self.dtype = pick_precision(config.precision, self.device)
+        self.loader = ResidentLoader(
+            data.train, data.mean, data.std, device=self.device, batch_size=config.batch_size,
+            flip=config.flip, crop_padding=config.crop_padding,
+        )
+        if model is None:
+            model = build_model(config.arch, len(data.classes), width=config.width, stem_stride=config.stem_stride)
+        self.model: Classifier = model.to(self.device)
+        compiles = config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda")
+        self._forward = torch.compile(self.model, dynamic=False) if compiles else self.model
+        self.examples = 0
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Logits [B, C] in float32, computed in the recipe's precision."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self._forward(image).float()
+
+    def optimizer(self, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+        """Fused SGD over all weights."""
+        return torch.optim.SGD(
+            self.model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
+        )
+
+    def batches(self, ids: Tensor, epochs: float, seed: int) -> Iterator[Batch]:
+        """Shuffled batches of ``ids`` for ``epochs`` passes; a fraction of a pass is rounded up to whole batches."""
+        steps = math.ceil(round(epochs * self.steps_per_epoch(len(ids)), 9))
+        passes = (self.loader.epoch(ids, epoch, seed=seed) for epoch in count())
+        return islice((batch for one_pass in passes for batch in one_pass), steps)
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Batches in one pass over ``examples`` examples."""
+        return math.ceil(examples / self.config.batch_size)
+
+    def descend(self, batches: Iterator[Batch], optimizer: torch.optim.Optimizer,
+                loss_of: Callable[[Batch], tuple[Tensor, int]],
+                after_step: Callable[[int], None] | None = None) -> float:
+        """Take one SGD step per batch on ``loss_of(batch)``, which also says how many examples it used.
+
+        Returns the last step's loss. The loss stays on the device until the end: a host sync per step costs more
+        than the step of a small model.
+
+        Raises:
+            DivergedError: the loss is not finite at the end.
+        """
+        self.model.train()
+        loss = torch.zeros((), device=self.device)
+        for step, batch in enumerate(batches):
+            loss, examples = loss_of(batch)
+            self.examples += examples
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if after_step is not None:
+                after_step(step)
+        self.model.eval()
+        last = loss.item()
+        if not math.isfinite(last) or not _all_finite(self.model):
+            raise DivergedError(f"training diverged: the loss is {last}; lower lr")
+        return last
+
+    def cross_entropy(self, batch: Batch) -> tuple[Tensor, int]:
+        """Mean cross-entropy of a batch."""
+        return cross_entropy(self.logits(batch.image), batch.label), len(batch.id)
+
+    def fit(self, ids: Tensor, seed: int) -> float:
+        """Train the model from new weights on ``ids`` with the recipe; returns the last loss."""
+        initialize_(self.model, seed)
+        config = self.config
+        optimizer = self.optimizer(config.lr, config.momentum, config.weight_decay)
+        steps_per_epoch = self.steps_per_epoch(len(ids))
+
+        def schedule(step: int) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step / steps_per_epoch)
+
+        schedule(0)
+        batches = self.batches(ids, config.epochs, seed)
+        return self.descend(batches, optimizer, self.cross_entropy, lambda step: schedule(step + 1))
+
+
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """Learning rate after ``epoch`` passes: linear warm-up, then constant, cosine to 0, or steps by γ.
+
+    >>> learning_rate(TrainConfig(lr=0.2, epochs=10, schedule="cosine"), 5.0)
+    0.1
+    """
+    if epoch < config.warmup_epochs:
+        return config.lr * epoch / config.warmup_epochs
+    if config.schedule == "multistep":
+        return config.lr * config.gamma ** sum(epoch >= milestone for milestone in config.milestones)
+    if config.schedule == "cosine":
+        progress = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
+        return round(0.5 * config.lr * (1 + math.cos(math.pi * min(progress, 1.0))), 12)
+    return config.lr
+
+
+def _all_finite(model: nn.Module) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def train(data: Dataset, config: TrainConfig, ids: object = None, *, seed: int | None = None,
+          device: str = "auto") -> Classifier:
+    """Train a model on ``ids`` (None: the whole training set) and return it in eval mode.
+
+    On a CPU the result is a pure function of (data, config, ids, seed, number of threads).
+
+    Args:
+        ids: [R] int64 example ids, unique.
+        seed: of weights and order; None takes ``config.seed``.
+
+    Raises:
+        DataError: ids are empty, duplicated, out of range or not integers.
+        DivergedError: the loss is not finite.
+
+    >>> import rumfast as rf
+    >>> data = rf.load_dataset("digits").take(100, 50)
+    >>> model = train(data, TrainConfig(arch="resnet8", epochs=1))
+    >>> rf.predict(model, data).accuracy("test") > 0
+    True
+    """
+    chosen = check_ids(range(len(data)) if ids is None else ids, len(data), "ids")
+    learner = Learner(data, config, device)
+    learner.fit(torch.as_tensor(chosen, device=learner.device), config.seed if seed is None else seed)
+    return learner.model
