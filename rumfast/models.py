@@ -78,7 +78,7 @@ class Classifier(nn.Module):
 class ResNet(Classifier):
     """A stem, then stages of blocks, each stage but the first halving the image and doubling the channels."""
 
-    def __init__(self, block: type, depths: tuple[int, ...], width: int, stem_stride: int, classes: int) -> None:
+    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], width: int, stem_stride: int, classes: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = _conv_bn(3, width, 3, stem_stride)
         self.stages = len(depths)

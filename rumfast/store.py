@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from pydantic import BaseModel
 from rumfast.errors import DataError, MismatchError, StorageError
 
 TEMPORARY = ".partial-"
+DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError,
+          zipfile.BadZipFile, zlib.error)  # all that numpy and zipfile raise on bytes they cannot read
 
 
 class RunDir:
@@ -99,7 +102,16 @@ def sync(path: Path) -> None:
 def write_json(path: Path, content: Mapping[str, Any], *, replace: bool = True) -> None:
     """Commit ``content`` as JSON with sorted keys."""
     text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_bytes(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None, replace=replace)
+    write_text(path, text, replace=replace)
+
+
+def write_text(path: Path, text: str, *, replace: bool = True) -> None:
+    """Commit a UTF-8 text file."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_bytes(path, write, replace=replace)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -140,7 +152,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: damaged or not an npz file: {error}; delete it to have it made again") from None
 
 

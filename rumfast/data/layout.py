@@ -7,6 +7,8 @@ thread count, and it trusts the header of a corrupt file.
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,19 @@ SAMPLE = np.dtype(
     }
 )
 BLOCK = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+# What numpy raises on damaged or hostile .npy and .npz files.
+NPZ_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 VERSION = 2
 RAW_MODE = 1

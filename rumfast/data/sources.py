@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from rumfast.data.dataset import (
     check_examples,
     stratified_ids,
 )
+from rumfast.data.layout import NPZ_ERRORS
 from rumfast.errors import DataError, UsageError
 
 Loaded = tuple[Examples, Examples, tuple[str, ...], str]
@@ -172,15 +172,16 @@ def _load_npz(where: str) -> Loaded:
     file = _existing(Path(where), "npz")
     keys = ("train_images", "train_labels", "test_images", "test_labels")
     try:
-        with np.load(file, allow_pickle=False) as content:
+        # Opened here: numpy leaves the files of broken archives open.
+        with open(file, "rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as content:
             missing = [key for key in keys if key not in content]
             if missing:
                 raise DataError(f"{file}: found {sorted(content)}, missing {missing}")
             arrays = [content[key] for key in keys]
             names = content["classes"] if "classes" in content else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except NPZ_ERRORS as error:
         raise DataError(f"{file}: not a readable npz without pickles ({_one_line(error)})") from error
     train, test = Examples(arrays[0], arrays[1]), Examples(arrays[2], arrays[3])
     if names is None:

@@ -1,11 +1,11 @@
 """Forget sets: which training ids to forget, from ids, classes, chance, scores or label noise."""
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rumfast.data.layout import NPZ_ERRORS
 from rumfast.errors import DataError, UsageError
 
 LEVELS = ("low", "mid", "high", "mixed")
@@ -127,14 +127,14 @@ def read_ids(path: str | Path) -> np.ndarray:
     """Ids from a text file (one per line), a .npy, or a .npz with the key `ids`; DataError if unreadable."""
     path = Path(path)
     try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as content:
-                return content["ids"]
+        if path.suffix in (".npy", ".npz"):
+            # Opened here: numpy leaves the files of broken archives open.
+            with open(path, "rb") as file:
+                content = np.load(file, allow_pickle=False)
+                return content if isinstance(content, np.ndarray) else content["ids"]
         lines = [line.strip() for line in path.read_text().splitlines()]
         return np.array([int(line) for line in lines if line], dtype=np.int64)
-    except (OSError, ValueError, KeyError, EOFError, OverflowError, zipfile.BadZipFile) as error:
+    except NPZ_ERRORS as error:
         expected = "one id per line, a .npy, or a .npz with the key ids"
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: expected {expected} ({reason})") from error

@@ -1,6 +1,7 @@
 """From models' logits to the numbers of a report."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def _score(train_NC: np.ndarray, test_NC: np.ndarray, data: Dataset, split: Spli
 
 def bands_of(oracles: Sequence[ModelScores]) -> dict[str, NullBand]:
     """Null band of every metric."""
-    return {name: null_band(oracles, lambda one, others, name=name: compare(name, one, others)) for name in METRICS}
+    return {name: null_band(oracles, partial(compare, name)) for name in METRICS}
 
 
 def metrics_of(models: Sequence[ModelScores], oracles: Sequence[ModelScores],

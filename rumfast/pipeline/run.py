@@ -20,7 +20,7 @@ from rumfast.refinement import Group, refine, refine_at_random, refine_by_class
 from rumfast.reporting.page import write_report
 from rumfast.runtime import environment, pick_device, pick_precision
 from rumfast.scores import Memorization, entanglement_score, memorization_scores
-from rumfast.store import RunDir, read_json, read_npz, remove_partial, require_same, write_bytes, write_json, write_npz
+from rumfast.store import RunDir, read_json, read_npz, remove_partial, require_same, write_json, write_npz, write_text
 from rumfast.sweeps import DataRef, LocalEngine, Population, PopulationSpec, load_sweep
 from rumfast.sweeps.run import sweep_spec, train_members
 from rumfast.sweeps.spec import GroupSpec
@@ -93,7 +93,7 @@ class Run:
             require_same(self.dir.recipe, _comparable(self.recipe), _comparable(load_recipe(self.dir.recipe)))
         remove_partial(self.dir.root)
         data = self.data
-        write_bytes(self.dir.recipe, lambda path: path.write_text(dump_recipe(self.recipe)) and None, replace=True)
+        write_text(self.dir.recipe, dump_recipe(self.recipe))
         write_json(self.dir.manifest, {"schema": "rumfast/manifest/1", "fingerprint": data.fingerprint,
                                        "environment": environment()})
         return {"fingerprint": data.fingerprint, "train": len(data), "test": len(data.test)}

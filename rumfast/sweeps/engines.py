@@ -98,8 +98,8 @@ class LocalEngine:
             slot.stop(kill=kind is not None)
 
     def run(self, population: Population, indices: Iterable[int],
-            on_done: Callable[[int, str], None] = lambda index, status: None) -> None:
-        """Train the members ``indices`` that the store lacks; ``on_done(index, status)`` follows each.
+            on_done: Callable[[dict[str, Any]], None] = lambda answer: None) -> None:
+        """Train the members ``indices`` that the store lacks; ``on_done`` gets each one's status and wall_s.
 
         Raises:
             RumfastError: the first error a worker reported, as its own type; finished members are kept.
@@ -120,7 +120,7 @@ class LocalEngine:
                 index, answer = answers.get()
                 if answer["status"] == "error":
                     raise _error(population, index, answer)
-                on_done(index, answer["status"])
+                on_done(answer)
             for thread in threads:
                 thread.join()
         except BaseException:

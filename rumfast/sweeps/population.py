@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -106,6 +107,6 @@ class Population:
         """Logits of model ``index``: ``train`` [N, C] and ``test`` [N, C]."""
         return read_npz(self.member(index) / "outputs.npz")
 
-    def metrics(self, index: int) -> dict[str, object]:
+    def metrics(self, index: int) -> dict[str, Any]:
         """What training model ``index`` took: examples, wall_s, loss, steps."""
         return read_json(self.member(index) / "metrics.json")

@@ -1,7 +1,9 @@
 """Train a sweep and read it back as arrays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,13 +66,20 @@ def run_sweep(data: Dataset, config: TrainConfig, *, members: int, include: floa
     return load_sweep(population, range(members))
 
 
-def train_members(engine: LocalEngine, population: Population, indices: range, description: str) -> None:
-    """Train the members that are missing, with progress."""
+def train_members(engine: LocalEngine, population: Population, indices: Sequence[int],
+                  description: str) -> list[float]:
+    """Train the members that are missing, with progress; returns the seconds that each of them took."""
     done = population.done(indices)
-    if len(done) == len(indices):
-        return
-    with track(description, len(indices), len(done)) as advance:
-        engine.run(population, indices, lambda index, status: advance())
+    seconds: list[float] = []
+    if len(done) < len(indices):
+        with track(description, len(indices), len(done)) as advance:
+
+            def on_done(answer: dict[str, Any]) -> None:
+                seconds.append(answer["wall_s"])
+                advance()
+
+            engine.run(population, indices, on_done)
+    return seconds
 
 
 def load_sweep(population: Population, indices: range) -> Sweep:

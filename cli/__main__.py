@@ -1,0 +1,5 @@
+"""``python -m rumfast.cli``."""
+
+from rumfast.cli.main import main
+
+main()

@@ -1,0 +1,101 @@
+"""The commands. Heavy imports stay inside them, so that ``--help`` answers at once."""
+
+from pathlib import Path
+
+import typer
+
+from rumfast.cli import data, sweep
+from rumfast.cli.benchmarks import bench
+from rumfast.cli.options import After, Device, Forget, Json, Out, RecipeArgument, Workers, recipe_for
+from rumfast.cli.output import show, show_evaluation
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Refined unlearning (RUM), fast: score, refine, unlearn, audit and report.")
+app.add_typer(data.app, name="data")
+app.add_typer(sweep.app, name="sweep")
+app.command()(bench)
+
+
+@app.command()
+def doctor(json_output: Json = False) -> None:
+    """Say what this machine can do, and what to install for the rest."""
+    from rumfast.doctor import examine
+
+    checks = examine()
+    if json_output:
+        show({"checks": [check._asdict() for check in checks]}, True, "doctor")
+        return
+    for check in checks:
+        typer.echo(f"{'ok  ' if check.ok else 'MISS'}  {check.what}: {check.found}")
+        if check.advice:
+            typer.echo(f"      → {check.advice}")
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo"), device: Device = "auto", workers: Workers = None,
+         json_output: Json = False) -> None:
+    """Run the whole pipeline on scikit-learn's digits, in about two minutes on two CPU cores."""
+    _stages("digits.toml", out, "report", device, workers, json_output)
+
+
+@app.command()
+def run(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
+        forget: Forget = None, after: After = None, json_output: Json = False) -> None:
+    """Run every stage of a recipe in order; resumes where it stopped."""
+    _stages(recipe, out, "report", device, workers, json_output, forget, after)
+
+
+@app.command()
+def train(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
+          json_output: Json = False) -> None:
+    """Train the original models (and pack the data, if the recipe names a source)."""
+    _stages(recipe, out, "train", device, workers, json_output)
+
+
+@app.command()
+def score(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
+          json_output: Json = False) -> None:
+    """Reduce the sweep to memorization scores (after the stages before it)."""
+    _stages(recipe, out, "score", device, workers, json_output)
+
+
+@app.command()
+def refine(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
+           forget: Forget = None, after: After = None, json_output: Json = False) -> None:
+    """Choose the forget set and refine it into groups (after the stages before it)."""
+    _stages(recipe, out, "refine", device, workers, json_output, forget, after)
+
+
+@app.command()
+def unlearn(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
+            forget: Forget = None, after: After = None, json_output: Json = False) -> None:
+    """Run every plan from every original (after the stages before it)."""
+    _stages(recipe, out, "unlearn", device, workers, json_output, forget, after)
+
+
+@app.command()
+def evaluate(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
+             json_output: Json = False) -> None:
+    """Hold every unlearned model against the oracles (after the stages before it)."""
+    _stages(recipe, out, "evaluate", device, workers, json_output)
+
+
+@app.command()
+def report(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
+           json_output: Json = False) -> None:
+    """Write the HTML report (after the stages before it)."""
+    _stages(recipe, out, "report", device, workers, json_output)
+
+
+def _stages(recipe: str | None, out: Path, until: str, device: str, workers: int | None, json_output: bool,
+            forget: str | None = None, after: str | None = None) -> None:
+    chosen = recipe_for(recipe, out, forget, after)
+    from rumfast.pipeline import run as run_stages
+
+    results = run_stages(chosen, out, until=until, device=device, workers=workers)
+    if "evaluate" in results:
+        show_evaluation(results["evaluate"], json_output)
+        if "report" in results and not json_output:
+            typer.echo(f"report: {results['report']['report']}")
+    else:
+        show(results[until], json_output, until)

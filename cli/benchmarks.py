@@ -1,0 +1,41 @@
+"""``rumfast bench``: throughput against named peers."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Suite(StrEnum):
+    """What to measure."""
+
+    kernels = "kernels"
+    loader = "loader"
+    train = "train"
+    sweep = "sweep"
+    unlearn = "unlearn"
+    all = "all"
+
+
+def bench(
+    suite: Annotated[Suite, typer.Argument(help="What to measure.")],
+    json_output: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="Fail on a ratio that fell by more than 20 %.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small shapes: under two minutes in all.")] = False,
+) -> None:
+    """Measure throughput as ratios to named peers, interleaved in one run."""
+    from rumfast import bench as benchmarks
+    from rumfast.errors import MismatchError
+    from rumfast.store import read_json, write_json
+
+    previous = read_json(compare) if compare else None
+    record = benchmarks.run(suite.value, quick)
+    typer.echo(json.dumps(record) if json_output else benchmarks.table(record))
+    if save:
+        write_json(save, record)
+    fallen = benchmarks.compare(record, previous) if previous else []
+    if fallen:
+        raise MismatchError(f"{compare}: {'; '.join(fallen)}")

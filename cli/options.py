@@ -1,0 +1,47 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; what it holds already is not redone.")]
+RecipeArgument = Annotated[
+    str | None, typer.Argument(help="Recipe file or shipped name; default: the one in --out.", metavar="[RECIPE]")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:INDEX.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Training processes; default: one per core, or per GPU.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Forget = Annotated[str | None, typer.Option(
+    help="ids:FILE, class:K, random:N, memorization:low|mid|high|mixed:N, or mislabeled; overrides the recipe.")]
+After = Annotated[str | None, typer.Option(
+    "--from", help="Unlearned models of an earlier request (RUN/unlearned/PLAN) to start from.")]
+Members = Annotated[str | None, typer.Option(help="Part of the sweep, e.g. 0:400.")]
+
+
+def recipe_for(recipe: str | None, out: Path, forget: str | None = None, after: str | None = None) -> Any:
+    """The recipe that a command works with: the given one, or the run's own, with overrides."""
+    from rumfast.config import load_recipe
+    from rumfast.errors import UsageError
+    from rumfast.store import RunDir
+
+    stored = RunDir(out).recipe
+    if recipe is None and not stored.exists():
+        raise UsageError(f"recipe: {out} holds no run yet; name a recipe, e.g. digits.toml")
+    loaded = load_recipe(recipe or stored)
+    changes = {key: value for key, value in {"request": forget, "after": after}.items() if value is not None}
+    return loaded.model_copy(update={"forget": loaded.forget.model_copy(update=changes)})
+
+
+def member_range(text: str | None) -> range | None:
+    """Parse ``A:B``."""
+    from rumfast.errors import UsageError
+
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise UsageError(f"--members: got {text!r}, expected FIRST:END such as 0:400")
+    return range(int(first), int(last))
