@@ -1,5 +1,6 @@
 """Recipes: what to run, as frozen pydantic models read from TOML."""
 
+import os
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -82,7 +83,7 @@ class ForgetConfig(Strict):
 class PlanConfig(Strict):
     """A named plan, e.g. ``steps = "low:none > mid:finetune(lr=0.1) > high:salun(epochs=5)"``."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$", max_length=64)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=64)]  # a folder's name
     steps: str
     refine: Refine | None = None  # None: as the recipe's forget section; "random" is the shuffle control
 
@@ -91,7 +92,7 @@ class UnlearnConfig(Strict):
     """What all plans share."""
 
     retain: Literal["remaining", "final"] = "remaining"  # are groups still to come trained on meanwhile?
-    budget_epochs: Annotated[float, Field(gt=0)] | None = None  # total, in passes over the training set
+    budget_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # total, in passes over the training set
 
 
 class EvaluateConfig(Strict):
@@ -129,25 +130,25 @@ def load_recipe(path: str | Path) -> Recipe:
         UsageError: no such file, not TOML, or a field is unknown, missing or out of range; names the field.
     """
     file = Path(path)
-    if not file.exists():
+    if not os.path.exists(file):
         shipped = resources.files("rumfast.recipes") / file.name
         if file.parent != Path(".") or file.suffix != ".toml" or not shipped.is_file():
             raise UsageError(f"recipe: no file {file} and none shipped of that name; shipped: {', '.join(shipped_recipes())}")
         return parse_recipe(shipped.read_text(encoding="utf-8"), str(path))
     try:
         return parse_recipe(file.read_text(encoding="utf-8"), str(path))
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UsageError(f"{path}: not a TOML text file: {error}") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path}: not a readable TOML text file: {error}") from None
 
 
 def parse_recipe(text: str, origin: str) -> Recipe:
     """Parse recipe TOML; ``origin`` names it in errors."""
     try:
         return Recipe.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{origin}: not valid TOML: {error}") from None
     except ValidationError as error:
         raise UsageError(f"{origin}: {explain(error)}") from None
+    except (ValueError, RecursionError) as error:  # tomllib's own is a ValueError; integers may be too long for int()
+        raise UsageError(f"{origin}: not valid TOML: {error}") from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -90,6 +90,8 @@ def _parse_step(part: str, plan: str) -> Step:
         key, equals, value = (text.strip() for text in pair.partition("="))
         if not equals:
             raise UsageError(f"plan {plan!r}: cannot read {pair!r} in step {part!r}, expected key=number")
+        if key in values:
+            raise UsageError(f"plan {plan!r}: {key!r} is given twice in step {part!r}")
         values[key] = value
     try:
         return Step(match["group"] or WHOLE, name, ALGORITHMS[name].config.model_validate(values))
@@ -121,8 +123,8 @@ def kept_ids(bound: Sequence[tuple[Step, Group]], index: int, retain: np.ndarray
     return np.sort(np.concatenate([retain, *later]))
 
 
-def spread_budget(bound: Sequence[tuple[Step, Group]], retain: np.ndarray, mode: Retain,
-                  budget: float) -> list[tuple[Step, Group]]:
+def spread_budget(bound: Sequence[tuple[Step, Group]], retain: np.ndarray, mode: Retain, budget: float,
+                  batch_size: int) -> list[tuple[Step, Group]]:
     """Set each step's epochs so that the plan takes gradients of ``budget`` examples in all.
 
     Steps that train share the budget in proportion to the epochs × examples the plan gives them, so a plan keeps
@@ -131,11 +133,15 @@ def spread_budget(bound: Sequence[tuple[Step, Group]], retain: np.ndarray, mode:
     Args:
         retain, mode: as :func:`run_plan` gets them.
         budget: examples; whole batches may overshoot it by at most one batch per step.
+        batch_size: of the training recipe.
+
+    Raises:
+        UsageError: the budget does not cover what the plan takes however few its epochs.
     """
     costs, fixed = [], 0
     for index, (step, group) in enumerate(bound):
         kept = len(kept_ids(bound, index, retain, mode))
-        per_epoch, once = ALGORITHMS[step.algorithm].cost(len(group.ids), kept)
+        per_epoch, once = ALGORITHMS[step.algorithm].cost(len(group.ids), kept, batch_size)
         costs.append(per_epoch * step.config.epochs if isinstance(step.config, SgdConfig) else 0.0)
         fixed += once
     if not sum(costs):
@@ -187,11 +193,13 @@ def rum(original: Classifier, data: Dataset, split: Split, groups: Sequence[Grou
         UsageError: the plan does not parse or does not fit the groups.
         DivergedError: a step's loss is not finite.
     """
+    if retain not in get_args(Retain):
+        raise UsageError(f"retain: got {retain!r}, expected one of {', '.join(get_args(Retain))}")
     text = plan if isinstance(plan, str) else _in_order(plan, groups)
-    bound = bind(parse_plan(text), groups)
+    bound, config = bind(parse_plan(text), groups), config or TrainConfig()
     if budget is not None:
-        bound = spread_budget(bound, split.retain, retain, budget)
-    learner = Learner(data, config or TrainConfig(), device, model=copy.deepcopy(original))
+        bound = spread_budget(bound, split.retain, retain, budget, config.batch_size)
+    learner = Learner(data, config, device, model=copy.deepcopy(original))
     return run_plan(learner, bound, split.retain, mode=retain, seed=seed)
 
 

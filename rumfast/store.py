@@ -1,9 +1,11 @@
 """Where everything of a run lies, and how files come to be: complete, or not at all.
 
 A file is written under a temporary name in its own directory, synced, then linked to its name. Linking fails
-where the name exists, so of several writers the first wins and the others compare their content with its.
+where the name exists, so of several writers the first wins and the others compare their content with its. A
+writer holds a lock on its temporary file, so that what a killed one left can be told from work in progress.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,8 @@ from pydantic import BaseModel
 from rumfast.errors import DataError, MismatchError, StorageError
 
 TEMPORARY = ".partial-"
-DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError,
-          zipfile.BadZipFile, zlib.error)  # all that numpy and zipfile raise on bytes they cannot read
+DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError,
+          OverflowError, zipfile.BadZipFile, zlib.error)  # all that numpy and zipfile raise on bytes they cannot read
 
 
 class RunDir:
@@ -59,12 +62,14 @@ def write_bytes(path: Path, write: Callable[[Path], None], *, replace: bool = Fa
         MismatchError: the file exists with other content.
         StorageError: the disk is full, read-only or fails; nothing is visible under ``path``.
     """
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
+    temporary = Path(name)
+    try:
+        _lock(handle)
         write(temporary)
         temporary.chmod(0o644)  # temporary files are private to their owner
         sync(temporary)
@@ -73,13 +78,13 @@ def write_bytes(path: Path, write: Callable[[Path], None], *, replace: bool = Fa
         else:
             _link(temporary, path)
         sync(path.parent)
-    except MismatchError:
-        raise
     except OSError as error:
         raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.close(handle)
 
 
 def _link(temporary: Path, path: Path) -> None:
@@ -88,6 +93,15 @@ def _link(temporary: Path, path: Path) -> None:
     except FileExistsError:
         if content_digest(temporary) != content_digest(path):
             raise MismatchError(f"{path}: exists with other content; it was kept. Use another --out") from None
+
+
+def _lock(handle: int) -> bool:
+    """Lock a temporary file or folder until ``handle`` is closed or the process dies; False if another holds it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
 
 
 def sync(path: Path) -> None:
@@ -124,7 +138,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (ValueError, IsADirectoryError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}")
@@ -176,9 +190,11 @@ def commit_folder(path: Path, fill: Callable[[Path], None]) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+        handle = os.open(temporary, os.O_RDONLY)
     except OSError as error:
         raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
     try:
+        _lock(handle)
         fill(temporary)
         temporary.chmod(0o755)
         for file in temporary.iterdir():
@@ -193,15 +209,30 @@ def commit_folder(path: Path, fill: Callable[[Path], None]) -> bool:
         raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
 
 
 def remove_partial(root: Path) -> None:
-    """Delete what killed writers left below ``root``."""
-    for leftover in root.rglob(TEMPORARY + "*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    """Delete what killed writers left below ``root``; files of writers at work, whose lock is held, stay."""
+    for folder, folders, files in os.walk(root):
+        for name in [*folders, *files]:
+            if name.startswith(TEMPORARY):
+                _remove_abandoned(Path(folder, name))
+        folders[:] = [name for name in folders if not name.startswith(TEMPORARY)]
+
+
+def _remove_abandoned(leftover: Path) -> None:
+    with suppress(OSError):  # it may just have been committed
+        handle = os.open(leftover, os.O_RDONLY)
+        try:
+            if not _lock(handle):
+                return
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
 
 
 def require_same(path: Path, ours: BaseModel, theirs: BaseModel) -> None:

@@ -70,7 +70,7 @@ class Learner:
         than the step of a small model.
 
         Raises:
-            DivergedError: the loss is not finite at the end.
+            DivergedError: the loss, a weight or a batch-norm statistic is not finite at the end.
         """
         self.model.train()
         loss = torch.zeros((), device=self.device)
@@ -125,7 +125,8 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
 
 
 def _all_finite(model: nn.Module) -> bool:
-    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    # Buffers too: batch-norm statistics can overflow while the loss, which does not use them, looks fine.
+    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
 def train(data: Dataset, config: TrainConfig, ids: object = None, *, seed: int | None = None,

@@ -24,11 +24,11 @@ class Algorithm(NamedTuple):
 
     ``run(learner, forget, retain, config, seed)`` changes ``learner.model`` in place and leaves it in eval mode.
     ``forget`` and ``retain`` are int64 ids on the learner's device; nothing else of the data may be used.
-    ``cost(F, R, config)`` is the number of examples whose gradient one epoch takes, and a fixed number besides;
+    ``cost(F, R, batch size)`` is the number of examples whose gradient one epoch takes, and a fixed number besides;
     plans of equal budget are made with it.
     """
 
     config: type[Strict]
     run: Callable[[Learner, Tensor, Tensor, Any, int], None]
-    cost: Callable[[int, int], tuple[int, int]]  # (F, R) → examples per epoch, examples once
+    cost: Callable[[int, int, int], tuple[float, int]]  # (F, R, batch size) → examples per epoch, examples once
     source: str

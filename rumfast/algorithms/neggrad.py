@@ -1,10 +1,10 @@
 """NegGrad+: descend on the retain set while ascending on the forget set."""
 
+import math
 from collections.abc import Iterator
 from itertools import chain, count
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -40,6 +40,11 @@ def _cycle(learner: Learner, ids: Tensor, seed: int) -> Iterator[Batch]:
     return chain.from_iterable(learner.loader.epoch(ids, epoch, seed=seed) for epoch in count())
 
 
+def _cost(forget: int, retain: int, batch: int) -> tuple[float, int]:
+    """Every retain batch comes with one forget batch, which is smaller where the forget set is."""
+    return retain + math.ceil(retain / batch) * forget / max(1, math.ceil(forget / batch)), 0
+
+
 NEGGRAD_PLUS = Algorithm(
-    NegGradPlusConfig, _neggrad_plus, lambda forget, retain: (2 * retain, 0), "Kurmanji et al. 2023, section 4",
+    NegGradPlusConfig, _neggrad_plus, _cost, "Kurmanji et al. 2023, section 4",
 )

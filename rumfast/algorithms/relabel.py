@@ -89,6 +89,6 @@ def saliency_masks(learner: Learner, forget: Tensor, fraction: float) -> list[Te
 
 
 RANDOM_LABEL = Algorithm(
-    RandomLabelConfig, _random_label, lambda forget, retain: (forget + retain, 0), "Golatkar et al. 2020",
+    RandomLabelConfig, _random_label, lambda forget, retain, batch: (forget + retain, 0), "Golatkar et al. 2020",
 )
-SALUN = Algorithm(SalunConfig, _salun, lambda forget, retain: (forget + retain, forget), "Fan et al. 2024, section 4")
+SALUN = Algorithm(SalunConfig, _salun, lambda forget, retain, batch: (forget + retain, forget), "Fan et al. 2024, section 4")

@@ -114,8 +114,7 @@ def _load_parquet(where: str) -> Loaded:
         raise DataError(f"{root}: expected train-*.parquet and test-*.parquet (or validation-*.parquet)")
     train, names = _read_parquet_split(train_files, parquet)
     test, _ = _read_parquet_split(test_files, parquet)
-    top = int(max(train.label_N.max(), test.label_N.max()))
-    return train, test, names or tuple(str(k) for k in range(top + 1)), root.resolve().name
+    return train, test, names or _numbered(train, test), root.resolve().name
 
 
 def _read_parquet_split(files: list[Path], parquet) -> tuple[Examples, tuple[str, ...]]:
@@ -184,10 +183,15 @@ def _load_npz(where: str) -> Loaded:
     except NPZ_ERRORS as error:
         raise DataError(f"{file}: not a readable npz without pickles ({_one_line(error)})") from error
     train, test = Examples(arrays[0], arrays[1]), Examples(arrays[2], arrays[3])
-    if names is None:
-        integers = [label_N for label_N in arrays[1::2] if np.issubdtype(label_N.dtype, np.integer)]
-        names = range(1 + max((int(label_N.max(initial=1)) for label_N in integers), default=1))
-    return train, test, tuple(str(name) for name in names), file.stem
+    classes = _numbered(train, test) if names is None else tuple(str(name) for name in np.atleast_1d(names))
+    return train, test, classes, file.stem
+
+
+def _numbered(train: Examples, test: Examples) -> tuple[str, ...]:
+    """Class names 0, 1, … up to the largest label, which `check_examples` refuses if it is absurd."""
+    integers = [split.label_N for split in (train, test) if np.issubdtype(split.label_N.dtype, np.integer)]
+    top = max((int(label_N.max(initial=1)) for label_N in integers), default=1)
+    return tuple(str(k) for k in range(min(top + 1, max(2, len(train.label_N)))))
 
 
 def _decode(content: bytes | None, where: str) -> np.ndarray:

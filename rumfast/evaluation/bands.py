@@ -55,7 +55,8 @@ def null_band(oracles: Sequence[Model], metric: Callable[[Model, Sequence[Model]
     """Compute ``metric`` of each oracle against all the others, and where one more oracle would fall.
 
     The band is the 95 % prediction interval for a new retrain, mean ± t_{0.975, n−1} · s · √(1 + 1/n), cut to the
-    metric's range: it is about one model, where a t-interval would be about the mean of many.
+    metric's range: it is about one model, where a t-interval would be about the mean of many. Two oracles at
+    equal distance from each other show no spread, and so set no limits.
 
     Raises:
         DataError: fewer than two oracles.
@@ -65,5 +66,7 @@ def null_band(oracles: Sequence[Model], metric: Callable[[Model, Sequence[Model]
         raise DataError(f"null_band: got {n} oracle, expected at least 2")
     values = [metric(oracle, [*oracles[:i], *oracles[i + 1:]]) for i, oracle in enumerate(oracles)]
     mean = float(np.mean(values))
+    if n == 2 and values[0] == values[1]:
+        return NullBand(mean, *limits, n)
     half = float(stats.t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
     return NullBand(mean, max(limits[0], mean - half), min(limits[1], mean + half), n)

@@ -117,9 +117,7 @@ def _open_ffcv(path: Path, batch_size: int, num_workers: int):
 
 def _decoded(ffcv_loader, order: np.ndarray, path: Path) -> Generator[np.ndarray]:
     """Views into FFCV's ring buffer, [<= batch, H, W, 3] uint8, valid until the next one is asked for."""
-    # FFCV takes the length of an epoch from its first order, and would cut a longer one.
     ffcv_loader.traversal_order = _GivenOrder(order)
-    ffcv_loader.first_traversal_order = order
     threads = torch.get_num_threads()
     epoch = iter(ffcv_loader)
     try:

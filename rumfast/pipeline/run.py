@@ -11,7 +11,7 @@ import torch
 
 from rumfast.config import PlanConfig, Recipe, dump_recipe, load_recipe
 from rumfast.data import Dataset, Split, load_dataset, pack, select_forget
-from rumfast.errors import DataError, PartialError, UsageError
+from rumfast.errors import DataError, PartialError, StorageError, UsageError
 from rumfast.inference import embeddings_of
 from rumfast.models import build_model
 from rumfast.pipeline import assess
@@ -88,7 +88,10 @@ class Run:
 
     def pack(self) -> dict[str, Any]:
         """Pack or open the data, and write the run's configuration."""
-        self.dir.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.dir.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.dir.root}: cannot be made a directory: {error.strerror}") from error
         if self.dir.recipe.exists():
             require_same(self.dir.recipe, _comparable(self.recipe), _comparable(load_recipe(self.dir.recipe)))
         remove_partial(self.dir.root)
@@ -205,7 +208,8 @@ class Run:
     def _bound(self, plan: PlanConfig) -> list:
         bound = bind(parse_plan(plan.steps), self.groups(plan.refine))
         if self.budget is not None:
-            bound = spread_budget(bound, self.split.retain, self.recipe.unlearn.retain, self.budget)
+            bound = spread_budget(bound, self.split.retain, self.recipe.unlearn.retain, self.budget,
+                                  self.recipe.train.batch_size)
         return bound
 
     def plan_population(self, plan: PlanConfig) -> Population:
@@ -215,7 +219,7 @@ class Run:
                   for group in self.groups(plan.refine)]
         return Population.create(root, self._spec(
             "unlearned", forget=self.split.forget.tolist(), groups=groups, plan=plan.steps, budget=self.budget,
-            retain=self.recipe.unlearn.retain, parent=os.path.relpath(self.originals.root, root)))
+            retain=self.recipe.unlearn.retain, parent=os.path.relpath(self.originals.root.resolve(), root.resolve())))
 
     def unlearn(self) -> dict[str, Any]:
         """Run every plan from every original."""
@@ -283,6 +287,8 @@ def _select(recipe: Recipe, data: Dataset, scores: Memorization | None, excluded
         gone = np.intersect1d(split.forget, excluded)
         if len(gone):
             raise DataError(f"forget set {request}: id {gone[0]} was deleted by an earlier request")
+        if len(split.forget) == len(pool):
+            raise DataError(f"forget set {request}: nothing would be left to retain")
         return Split(split.forget, np.setdiff1d(pool, split.forget))
     split = select_forget(request, data.train.label_N[pool], score_N, flipped, recipe.forget.seed)
     return Split(pool[split.forget], pool[split.retain])

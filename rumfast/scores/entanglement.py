@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rumfast.errors import DataError
+from rumfast.errors import DataError, UsageError
 from rumfast.kernels.moments import moments
 
 
@@ -25,10 +25,13 @@ def entanglement_score(retain_RD: Tensor, forget_FD: Tensor, center: Literal["po
 
     Raises:
         DataError: a set is empty or widths differ.
+        UsageError: ``center`` is neither.
 
     >>> entanglement_score(torch.tensor([[0.0], [2.0]]), torch.tensor([[10.0], [12.0]]))
     0.08
     """
+    if center not in ("pooled", "midpoint"):
+        raise UsageError(f"center: got {center!r}, expected pooled or midpoint")
     if not len(retain_RD) or not len(forget_FD) or retain_RD.shape[1:] != forget_FD.shape[1:]:
         raise DataError(f"entanglement: two non-empty sets of one width expected, got {tuple(retain_RD.shape)} "
                         f"and {tuple(forget_FD.shape)}")

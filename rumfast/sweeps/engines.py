@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rumfast import errors
-from rumfast.errors import PartialError, RumfastError
+from rumfast.errors import PartialError, RumfastError, UsageError
 from rumfast.runtime import pick_device, usable_cores
 from rumfast.store import remove_partial
 from rumfast.sweeps.population import Population
@@ -30,15 +30,21 @@ class Slot:
     def __init__(self, device: str) -> None:
         self.device = device
         self._process: subprocess.Popen[str] | None = None
+        self._starting = threading.Lock()
+        self._closed = False
 
     def ask(self, task: dict[str, Any]) -> dict[str, Any]:
         """Send a task and wait for its answer.
 
         Raises:
-            WorkerDied: the process ended instead.
+            WorkerDied: the process ended instead, or the slot is being shut.
         """
-        if self._process is None or self._process.poll() is not None:
-            self._process = self._start()
+        with self._starting:
+            if self._closed:
+                raise WorkerDied("stopped")
+            if self._process is None or self._process.poll() is not None:
+                self.stop()
+                self._process = self._start()
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(task) + "\n")
@@ -58,8 +64,16 @@ class Slot:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=os.environ | threads,
         )
 
+    def shut(self) -> None:
+        """Kill the process and start no other, until :meth:`stop`: whoever waits in :meth:`ask` is let go."""
+        with self._starting:
+            self._closed = True
+            if self._process is not None:
+                self._process.kill()
+
     def stop(self, *, kill: bool = False) -> None:
         """Let the process finish what it does, or kill it."""
+        self._closed = False
         if self._process is None:
             return
         if kill:
@@ -82,6 +96,8 @@ class LocalEngine:
     """
 
     def __init__(self, workers: int | None = None, device: str = "auto") -> None:
+        if workers is not None and workers < 1:
+            raise UsageError(f"workers: got {workers}, expected at least 1")
         where = pick_device(device)
         if where.type == "cuda" and where.index is None:
             devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
@@ -135,8 +151,7 @@ class LocalEngine:
         except queue.Empty:
             pass
         for slot in slots:
-            if slot._process is not None:
-                slot._process.kill()
+            slot.shut()
         for thread in threads:
             thread.join()
         for slot in slots:
@@ -151,7 +166,11 @@ def _drain(slot: Slot, population: Population, missing: "queue.SimpleQueue[int]"
             index = missing.get_nowait()
         except queue.Empty:
             return
-        answers.put((index, _attempt(slot, population, index)))
+        try:
+            answer = _attempt(slot, population, index)
+        except Exception as error:  # a thread that ends without an answer would be waited for
+            answer = {"status": "error", "kind": "PartialError", "message": f"{type(error).__name__}: {error}"}
+        answers.put((index, answer))
 
 
 def _attempt(slot: Slot, population: Population, index: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rumfast.config import explain
@@ -84,7 +84,8 @@ class Population:
         """Commit a model with its logits on all examples."""
 
         def fill(folder: Path) -> None:
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+            weights = save({name: tensor.contiguous() for name, tensor in state.items()})
+            (folder / "model.safetensors").write_bytes(weights)
             with (folder / "outputs.npz").open("wb") as file:
                 np.savez_compressed(file, train=train_NC, test=test_NC)
             write_json(folder / "metrics.json", metrics)

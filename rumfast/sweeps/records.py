@@ -51,7 +51,7 @@ def load_record(path: Path) -> MemberRecord:
     try:
         meta = json.loads(str(arrays["meta"]))
         if meta["schema"] != SCHEMA:
-            raise DataError(f"{path}: schema is {meta['schema']!r}, expected {SCHEMA!r}")
+            raise ValueError(f"schema is {meta['schema']!r}, expected {SCHEMA!r}")
         n, tests = meta["examples"], meta["test_examples"]
         known = 0 if meta["diverged"] else 1
         record = MemberRecord(
@@ -62,10 +62,12 @@ def load_record(path: Path) -> MemberRecord:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not a member record: {error!r}") from None
-    if len(record.include_N) != n or len(record.margin_N) != n * known or len(record.correct_N) != n * known:
-        raise DataError(f"{path}: arrays do not have the {n} examples that the record names")
+    if len(record.margin_N) != n * known or len(record.margin_test_N) != tests * known:
+        raise DataError(f"{path}: margins are not of the {n} + {tests} examples that the record names")
     return record
 
 
 def _unpack(bits: np.ndarray, n: int) -> np.ndarray:
+    if bits.shape != (-(-n // 8),):
+        raise ValueError(f"found {bits.shape} bytes for {n} bits")
     return np.unpackbits(bits, count=n).astype(bool)

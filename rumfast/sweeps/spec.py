@@ -81,7 +81,8 @@ class PopulationSpec(Strict):
         assert self.include is not None
         pool = self.pool(examples)
         draw = np.random.Generator(np.random.PCG64(derive_seed("subset", self.seed, index)))
-        return np.sort(draw.choice(pool, int(self.include * len(pool)), replace=False))
+        size = int(round(self.include * len(pool), 9))  # 0.7 · 90 is 62.99…
+        return np.sort(draw.choice(pool, size, replace=False))
 
     def member_seed(self, index: int) -> int:
         """Seed of member ``index``'s weights, order and relabelling."""

@@ -123,7 +123,7 @@ def unlearn_model(learner: Learner, population: Population, index: int, data: Da
     retain = spec.retained(len(data))
     bound = bind(parse_plan(spec.plan), groups)
     if spec.budget is not None:
-        bound = spread_budget(bound, retain, spec.retain, spec.budget)
+        bound = spread_budget(bound, retain, spec.retain, spec.budget, spec.train.batch_size)
     result = run_plan(learner, bound, retain, mode=spec.retain, seed=spec.member_seed(index))
     return list(result.steps)
 

@@ -149,6 +149,19 @@ def test_a_header_that_claims_too_much_is_refused_at_once(tmp_path):
             read_beton(path)
 
 
+def test_images_that_share_bytes_are_refused(tmp_path):
+    path = tmp_path / "x.beton"
+    write_by_hand(path, EXAMPLES.image_NHWC, np.arange(7))
+    content = bytearray(path.read_bytes())
+    samples = layout.HEADER.itemsize + 2 * layout.FIELD.itemsize
+    sample_N = np.frombuffer(content, layout.SAMPLE, 7, samples)
+    block_N = np.frombuffer(content, layout.BLOCK, 7, len(content) - 7 * layout.BLOCK.itemsize)
+    sample_N["data_ptr"][1] = block_N["ptr"][1] = sample_N["data_ptr"][0] + np.uint64(1)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="image pointers leave the file or overlap"):
+        read_beton(path)
+
+
 def test_a_folder_or_nothing_in_place_of_a_beton(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere.beton"):
         with pytest.raises(DataError, match="cannot be read"):

@@ -37,6 +37,7 @@ def test_loading_and_computing_agree(packed, npz_file):
     assert (loaded.mean, loaded.std) == (computed.mean, computed.std)
 
 
+@pytest.mark.slow
 def test_the_same_source_packs_to_the_same_bytes(packed, npz_file, tmp_path):
     again = pack(f"npz:{npz_file}", tmp_path / "again", label_noise=0.1, seed=3)
     assert again.fingerprint == load_dataset(packed).fingerprint

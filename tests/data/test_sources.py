@@ -30,14 +30,14 @@ def make_folder(root):
     return root
 
 
-def make_parquet(root, column="img", label="label", cells=None, metadata=None):
+def make_parquet(root, column="img", label="label", cells=None, metadata=None, labels=(0, 1)):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     root.mkdir(exist_ok=True)
     cells = cells or [{"bytes": png(image), "path": None} for image in IMAGES]
     for split, rows in (("train-0", cells[:4]), ("train-1", cells[4:]), ("validation-0", cells[:2])):
-        labels = pyarrow.array([k % 2 for k in range(len(rows))], pyarrow.int64())
-        table = pyarrow.table({column: rows, label: labels})
+        column_labels = pyarrow.array([labels[k % 2] for k in range(len(rows))], pyarrow.int64())
+        table = pyarrow.table({column: rows, label: column_labels})
         parquet.write_table(table.replace_schema_metadata(metadata), root / f"{split}.parquet")
     return root
 
@@ -109,6 +109,9 @@ def test_parquet_that_cannot_be_used(tmp_path):
         load_source(f"parquet:{make_parquet(tmp_path / 'a', cells=cells)}")
     with pytest.raises(DataError, match="expected img or image"):
         load_source(f"parquet:{make_parquet(tmp_path / 'b', column='picture')}")
+    root = make_parquet(tmp_path / "e", labels=[0, None])
+    with pytest.raises(DataError, match="train labels: found dtype float64 with NaN"):
+        load_source(f"parquet:{root}")
     root = make_parquet(tmp_path / "c")
     (root / "train-0.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="train-0.parquet: not a readable parquet file"):
@@ -141,6 +144,8 @@ def test_npz_that_cannot_be_used(tmp_path):
         load_source(save_npz(tmp_path / "x.npz", train_labels=np.array([{}] * 6, dtype=object)))
     with pytest.raises(DataError, match="train labels: found dtype float64"):
         load_source(save_npz(tmp_path / "x.npz", train_labels=np.full(6, np.nan)))
+    with pytest.raises(DataError, match="train labels: found 1000000000000000 in row 5, expected 0..5"):
+        load_source(save_npz(tmp_path / "x.npz", train_labels=np.array([0, 1, 0, 1, 0, 10**15])))
     whole = (tmp_path / "x.npz").read_bytes()
     for content in (b"", b"PK\x03\x04", whole[:100], whole[: len(whole) // 2]):
         (tmp_path / "x.npz").write_bytes(content)

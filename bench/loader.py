@@ -1,0 +1,123 @@
+"""Loaders: crop, flip and normalise a whole epoch, against torchvision's and FFCV's own pipelines."""
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rumfast.bench.cases import OURS, case
+from rumfast.bench.plain import on_device, plain_loader
+from rumfast.bench.setting import Setting, random_dataset
+from rumfast.bench.timing import interleave
+from rumfast.data import Dataset, write_beton
+from rumfast.loaders import ResidentLoader, StreamingLoader
+from rumfast.runtime import usable_cores
+
+BATCH = 512  # examples
+CROP_PADDING = 4  # pixels
+RESIDENT, STREAMING = "rumfast ResidentLoader", "rumfast StreamingLoader"
+FFCV = "ffcv, augmenting on the CPU"
+
+Epochs = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # each call starts another epoch of images and labels
+
+
+def cases(setting: Setting) -> list[dict[str, Any]]:
+    """Time an epoch of every loader; each of ours is one case, with all others as its peers."""
+    data = random_dataset(setting.size(4096, 20_000, 50_000))
+    with tempfile.TemporaryDirectory() as folder:
+        loaders = plain_epochs(data, setting.device) | {RESIDENT: resident_epochs(data, setting.device)}
+        missing = {}
+        if importlib.util.find_spec("ffcv") is None:
+            missing[FFCV] = "not installed"
+        else:
+            beton = Path(folder) / "train.beton"
+            write_beton(beton, data.train)
+            loaders[STREAMING] = streaming_epochs(beton, data, setting.device)
+            loaders[FFCV] = ffcv_epochs(beton, data, setting.device)
+        variants = {name: partial(drain, epochs) for name, epochs in loaders.items()}
+        samples = interleave(variants, 3 if setting.quick else 7, setting.device)
+    shape = f"{list(data.train.image_NHWC.shape)} uint8, batch {BATCH}, crop {CROP_PADDING}, flip"
+    return [
+        case(name, shape, "float32", {OURS if loader == own else loader: ms for loader, ms in samples.items()},
+             missing=missing, throughput=("images/s", len(data)))
+        for name, own in (("loader resident", RESIDENT), ("loader streaming", STREAMING)) if own in samples
+    ]
+
+
+def drain(epochs: Epochs) -> int:
+    """Take every batch of one epoch; returns the number of images."""
+    return sum(len(image) for image, _ in epochs())
+
+
+def resident_epochs(data: Dataset, device: torch.device) -> Epochs:
+    """Ours, with the whole set on the device."""
+    loader = ResidentLoader(data.train, data.mean, data.std, device=device, batch_size=BATCH, flip=True,
+                            crop_padding=CROP_PADDING)
+    return _numbered(loader)
+
+
+def streaming_epochs(beton: Path, data: Dataset, device: torch.device) -> Epochs:
+    """Ours, decoding while it augments."""
+    loader = StreamingLoader(beton, data.mean, data.std, device=device, batch_size=BATCH, flip=True,
+                             crop_padding=CROP_PADDING)
+    return _numbered(loader)
+
+
+def _numbered(loader: ResidentLoader | StreamingLoader) -> Epochs:
+    number = count()
+    return lambda: ((batch.image, batch.label) for batch in loader.epoch(epoch=next(number)))
+
+
+def plain_epochs(data: Dataset, device: torch.device) -> dict[str, Epochs]:
+    """torch's DataLoader over torchvision's transforms, in this process and with two workers that stay."""
+    loaders = {
+        f"DataLoader, {workers} workers": plain_loader(
+            data.train.image_NHWC, data.train.label_N, data.mean, data.std, batch_size=BATCH,
+            crop_padding=CROP_PADDING, workers=workers, device=device)
+        for workers in (0, 2)
+    }
+    return {name: partial(on_device, loader, device) for name, loader in loaders.items()}
+
+
+def ffcv_epochs(beton: Path, data: Dataset, device: torch.device) -> Epochs:
+    """FFCV's Loader with its own compiled flip, translation and normalisation on all cores."""
+    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import (
+        NormalizeImage,
+        RandomHorizontalFlip,
+        RandomTranslate,
+        Squeeze,
+        ToDevice,
+        ToTensor,
+        ToTorchImage,
+    )
+
+    mean, std = 255 * np.array(data.mean), 255 * np.array(data.std)
+    move = [ToDevice(device)] if device.type == "cuda" else []
+    loader = Loader(
+        str(beton), batch_size=BATCH, num_workers=usable_cores(), os_cache=True, order=OrderOption.RANDOM,
+        drop_last=False,
+        pipelines={
+            "image": [SimpleRGBImageDecoder(), RandomHorizontalFlip(), RandomTranslate(padding=CROP_PADDING),
+                      NormalizeImage(mean, std, np.float32), ToTensor(), *move, ToTorchImage()],
+            "label": [IntDecoder(), ToTensor(), *move, Squeeze(1)],
+        },
+    )
+    return partial(_keeping_threads, loader)
+
+
+def _keeping_threads(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """FFCV sets torch's thread count for the whole process, which would slow whoever is measured next."""
+    threads = torch.get_num_threads()
+    try:
+        yield from loader
+    finally:
+        torch.set_num_threads(threads)

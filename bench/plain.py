@@ -1,0 +1,75 @@
+"""The peers' way to train: plain eager PyTorch, as most research code has it."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset
+
+Pairs = Iterable[tuple[Tensor, Tensor]]  # images [B, 3, H, W] and labels [B]
+
+
+class PlainImages(Dataset[tuple[Tensor, int]]):
+    """Images as torchvision's data sets give them: through PIL, one by one."""
+
+    def __init__(self, image_NHWC: np.ndarray, label_N: np.ndarray, transform: Callable[..., Tensor]) -> None:
+        self.image_NHWC = image_NHWC
+        self.label_N = label_N
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.label_N)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.image_NHWC[index])), int(self.label_N[index])
+
+
+def plain_loader(image_NHWC: np.ndarray, label_N: np.ndarray, mean: Sequence[float], std: Sequence[float], *,
+                 batch_size: int, crop_padding: int, workers: int, device: torch.device) -> DataLoader:
+    """A shuffling DataLoader over torchvision transforms: crop, flip, normalise."""
+    from torchvision import transforms
+
+    transform = transforms.Compose([
+        transforms.RandomCrop(image_NHWC.shape[1], padding=crop_padding),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(mean, std),
+    ])
+    images = PlainImages(image_NHWC, label_N, transform)
+    return DataLoader(images, batch_size, shuffle=True, num_workers=workers,
+                      pin_memory=device.type == "cuda", persistent_workers=workers > 0)
+
+
+def on_device(batches: Pairs, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches on ``device``."""
+    for image, label in batches:
+        yield image.to(device, non_blocking=True), label.to(device, non_blocking=True)
+
+
+def plain_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Pairs,
+                dtype: torch.dtype = torch.float32, after_step: Callable[[], None] = lambda: None) -> float:
+    """One SGD step per batch on the mean cross-entropy; returns the last loss.
+
+    Args:
+        dtype: computed in under autocast; float32 goes without.
+    """
+    model.train()
+    loss = torch.zeros(())
+    for image, label in batches:
+        with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
+            loss = cross_entropy(model(image).float(), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        after_step()
+    return loss.item()
+
+
+def normalised(image_NHWC: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Tensor:
+    """Images [N, 3, H, W] in float32, each channel shifted by its mean and divided by its deviation."""
+    scaled_NHWC = (image_NHWC / 255 - mean) / std
+    return torch.from_numpy(scaled_NHWC.astype(np.float32)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,112 @@
+"""Sweeps: members per hour of the local engine, against one fresh process per member."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rumfast.bench.cases import OURS, case
+from rumfast.bench.setting import Setting
+from rumfast.bench.timing import Call, interleave
+from rumfast.config import TrainConfig, load_recipe
+from rumfast.data import Dataset, load_dataset
+from rumfast.runtime import usable_cores
+from rumfast.sweeps import LocalEngine, Population, PopulationSpec
+from rumfast.sweeps.run import sweep_spec
+from rumfast.training import learning_rate
+
+ONE, MANY = "a process per member, one by one", "a process per member, as many as cores"
+INCLUDE = 0.7  # share of the training set each member sees
+
+
+def cases(setting: Setting) -> list[dict[str, Any]]:
+    """Time a sweep of the shipped digits recipe; workers of ours stay from sweep to sweep, as in a long one.
+
+    Accuracies are means over all members that were trained, so that nobody gains speed by training worse.
+    """
+    data = load_dataset("digits")
+    config = recipe(epochs=setting.size(5, 20, 20))
+    members = setting.size(2, 4, 8)
+    device = str(setting.device)
+    accuracy: dict[str, list[float]] = {OURS: [], ONE: [], MANY: []}
+    spec = sweep_spec(data, config, include=INCLUDE, device=device)
+    with tempfile.TemporaryDirectory() as folder, LocalEngine(device=device) as engine:
+        plain, cores = prepare(Path(folder) / "plain", data, spec, members), usable_cores()
+        variants = {
+            OURS: keeping(accuracy[OURS], engine_sweeps(engine, Path(folder) / "ours", spec, members)),
+            ONE: keeping(accuracy[ONE], lambda: plain_sweep(plain, members, device, at_once=1)),
+            MANY: keeping(accuracy[MANY], lambda: plain_sweep(plain, members, device, at_once=cores)),
+        }
+        # Our workers start untimed, as they do once in a long sweep; a process per member always starts.
+        variants[OURS]()
+        samples = interleave(variants, 2 if setting.quick else 3, setting.device, warmup=0)
+    examples = f"{len(spec.subset(0, len(data)))} of {len(data)} examples"
+    shape = f"{config.arch}, digits, {examples}, {config.epochs} epochs, {members} members"
+    means = {variant: float(np.mean(values)) for variant, values in accuracy.items()}
+    return [case("sweep", shape, spec.precision.removeprefix("torch."), samples,
+                 throughput=("members/h", 3600 * members), notes={"test accuracy": means})]
+
+
+def recipe(epochs: int) -> TrainConfig:
+    """The shipped digits recipe at ``epochs`` epochs, without augmentation."""
+    plain = {"epochs": epochs, "flip": False, "crop_padding": 0}  # a plain worker does not augment
+    return load_recipe("digits.toml").train.model_copy(update=plain)
+
+
+def keeping(accuracy: list[float], sweep: Callable[[], list[float]]) -> Call:
+    """A call that runs a sweep and appends its members' accuracies."""
+    return lambda: accuracy.extend(sweep())
+
+
+def engine_sweeps(engine: LocalEngine, root: Path, spec: PopulationSpec,
+                  members: int) -> Callable[[], list[float]]:
+    """Ours: each call trains a new population of ``members`` and returns their test accuracies."""
+    seeds = count()
+
+    def sweep() -> list[float]:
+        seed = next(seeds)
+        population = Population.create(root / str(seed), spec.model_copy(update={"seed": seed}))
+        engine.run(population, range(members))
+        return [float(population.record(index).correct_test_N.mean()) for index in range(members)]
+
+    return sweep
+
+
+def prepare(folder: Path, data: Dataset, spec: PopulationSpec, members: int) -> Path:
+    """Write what the plain workers read: images, labels, each member's ids, and the recipe step by step."""
+    folder.mkdir()
+    ids_MN = np.stack([spec.subset(index, len(data)) for index in range(members)])
+    steps = math.ceil(ids_MN.shape[1] / spec.train.batch_size)  # per epoch
+    lr_of_step = [learning_rate(spec.train, step / steps) for step in range(spec.train.epochs * steps + 1)]
+    np.savez(
+        folder / "arrays.npz", train_image=data.train.image_NHWC, train_label=data.train.label_N,
+        test_image=data.test.image_NHWC, test_label=data.test.label_N, mean=data.mean, std=data.std,
+        ids=ids_MN,
+    )
+    full = spec.train.model_dump() | {"classes": len(data.classes), "lr_of_step": lr_of_step}
+    (folder / "recipe.json").write_text(json.dumps(full))
+    return folder
+
+
+def plain_sweep(folder: Path, members: int, device: str, at_once: int) -> list[float]:
+    """Train each member in a process of its own, ``at_once`` at a time with an equal share of the threads."""
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // at_once))}
+
+    def train(index: int) -> float:
+        command = [sys.executable, "-m", "rumfast.bench.member", str(folder), str(index), device]
+        environment = os.environ | threads
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        return float(done.stdout)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(train, range(members)))

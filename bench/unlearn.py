@@ -1,0 +1,79 @@
+"""Unlearning: the time of each algorithm, per gradient against training, and in all against retraining."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from rumfast.algorithms import ALGORITHMS
+from rumfast.bench.cases import OURS, case
+from rumfast.bench.setting import Setting
+from rumfast.bench.sweep import recipe
+from rumfast.bench.timing import Call, interleave
+from rumfast.data import Split, load_dataset, select_forget
+from rumfast.training import Learner
+
+EPOCH, RETRAIN = "a training epoch", "retraining"
+SAMPLED = 1000  # gradients that a time per gradient is stated for
+TIMED = tuple(name for name in ALGORITHMS if name not in ("none", "retrain"))  # none does nothing
+
+
+def cases(setting: Setting) -> list[dict[str, Any]]:
+    """Time each algorithm with its default hyper-parameters on the shipped digits recipe.
+
+    Two cases each: milliseconds per 1000 example gradients against a training epoch's, which shows what the
+    algorithm adds to plain training; and in all against retraining, which is what a user waits for.
+    """
+    data = load_dataset("digits")
+    data = data.take(setting.size(300, 1400, 1400), 100)
+    learner = Learner(data, recipe(epochs=20), str(setting.device))
+    split = select_forget(f"random:{len(data) // 10}", data.train.label_N)
+    variants = algorithms(learner, split)
+    gradients = {name: spent(learner, call) for name, call in variants.items()}
+    samples = interleave(variants, 3 if setting.quick else 5, setting.device, warmup=0)
+    shape = f"{learner.config.arch}, digits, {len(split.forget)} of {len(data)} examples forgotten"
+    return [one for name in TIMED for one in _two_cases(name, shape, learner, samples, gradients)]
+
+
+def algorithms(learner: Learner, split: Split) -> dict[str, Call]:
+    """One call per timed algorithm, each from the same original model, beside an epoch and a retraining."""
+    forget, retain = (torch.as_tensor(ids, device=learner.device) for ids in (split.forget, split.retain))
+    learner.fit(torch.cat([forget, retain]), seed=0)
+    original = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+
+    def unlearn(name: str) -> None:
+        learner.model.load_state_dict(original)
+        algorithm = ALGORITHMS[name]
+        algorithm.run(learner, forget, retain, algorithm.config(), 0)
+
+    def epoch() -> None:
+        learner.model.load_state_dict(original)
+        config = learner.config
+        optimizer = learner.optimizer(config.lr, config.momentum, config.weight_decay)
+        learner.descend(learner.batches(retain, 1, 0), optimizer, learner.cross_entropy)
+
+    peers = {EPOCH: epoch, RETRAIN: partial(unlearn, "retrain")}
+    return peers | {name: partial(unlearn, name) for name in TIMED}
+
+
+def spent(learner: Learner, call: Call) -> int:
+    """Example gradients that a call takes."""
+    before = learner.examples
+    call()
+    return learner.examples - before
+
+
+def _two_cases(name: str, shape: str, learner: Learner, samples: dict[str, list[float]],
+               gradients: dict[str, int]) -> list[dict[str, Any]]:
+    per_gradient = {
+        variant: (SAMPLED / gradients[own] * np.array(samples[own])).tolist()
+        for variant, own in ((OURS, name), (EPOCH, EPOCH))
+    }
+    whole = {OURS: samples[name], RETRAIN: samples[RETRAIN]}
+    taken = {"gradients": {OURS: float(gradients[name]), RETRAIN: float(gradients[RETRAIN])}}
+    dtype = str(learner.dtype).removeprefix("torch.")
+    return [
+        case(f"unlearn {name}, {SAMPLED} gradients", shape, dtype, per_gradient),
+        case(f"unlearn {name}", shape, dtype, whole, notes=taken),
+    ]

@@ -1,0 +1,34 @@
+"""What many tests share: a small digits data set, packed and not, and a recipe that trains in a second."""
+
+import pytest
+import torch
+
+from rumfast import TrainConfig, load_dataset
+from rumfast.data import pack
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Workers train on one thread, and so must what is compared with them."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """300 training and 100 test digits of 8×8 pixels; workers can load them too."""
+    return load_dataset("digits").take(300, 100)
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory):
+    """The folder of all digits, packed with 10 % of the training labels flipped."""
+    pytest.importorskip("ffcv")
+    folder = tmp_path_factory.mktemp("packed") / "digits"
+    pack("digits", folder, label_noise=0.1, seed=1)
+    return folder
+
+
+@pytest.fixture
+def tiny_config():
+    """Two epochs of a four-channel ResNet-8 in float32."""
+    return TrainConfig(arch="resnet8", width=4, epochs=2, batch_size=64, precision="fp32")
