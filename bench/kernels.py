@@ -100,7 +100,7 @@ def _over_between(within: Tensor, sets: Inputs, mean_2D: Tensor) -> Tensor:
 
 def logits_and_labels(setting: Setting, draw: torch.Generator, *, classes: int) -> Inputs:
     """Random logits [N, C] and labels [N], of one size in bytes whatever C."""
-    count = setting.size(1 << 18, 1 << 22, 1 << 26) // classes
+    count = setting.size(1 << 20, 1 << 22, 1 << 26) // classes
     logits_NC = CONFIDENT * torch.randn(count, classes, generator=draw)
     return logits_NC.to(setting.device), torch.randint(classes, (count,), generator=draw).to(setting.device)
 
@@ -127,7 +127,7 @@ CASES = {
 
 
 def cases(setting: Setting) -> list[dict[str, Any]]:
-    """Time every kernel of ``CASES`` beside its peers."""
+    """Time every kernel of ``CASES`` beside its peers; at the copy rate, a kernel's inputs are read once."""
     return [_measure(name, kernel, setting) for name, kernel in CASES.items()]
 
 
@@ -138,7 +138,7 @@ def _measure(name: str, kernel: Kernel, setting: Setting) -> dict[str, Any]:
     functions = {OURS: kernel.ours, **kernel.peers, **compiled}
     variants = {variant: _in_turn(function, rotation) for variant, function in functions.items()}
     with torch.no_grad():
-        samples = interleave(variants, 9 if setting.quick else 30, setting.device, warmup=2)
+        samples = interleave(variants, 15 if setting.quick else 40, setting.device, warmup=2)
         peak = peak_megabytes(variants, setting.device)
         error = {variant: _error(f, kernel.exact, rotation[0]) for variant, f in functions.items()}
     read = sum(tensor.nbytes for tensor in rotation[0])

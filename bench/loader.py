@@ -2,7 +2,7 @@
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rumfast.bench.cases import OURS, case
-from rumfast.bench.plain import on_device, plain_loader
+from rumfast.bench.cases import OURS, Samples, case
+from rumfast.bench.plain import Pairs, on_device, plain_loader
 from rumfast.bench.setting import Setting, random_dataset
 from rumfast.bench.timing import interleave
 from rumfast.data import Dataset, write_beton
@@ -25,7 +25,7 @@ CROP_PADDING = 4  # pixels
 RESIDENT, STREAMING = "rumfast ResidentLoader", "rumfast StreamingLoader"
 FFCV = "ffcv, augmenting on the CPU"
 
-Epochs = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # each call starts another epoch of images and labels
+Epochs = Callable[[], Pairs]  # each call starts another epoch of images and labels
 
 
 def cases(setting: Setting) -> list[dict[str, Any]]:
@@ -44,11 +44,17 @@ def cases(setting: Setting) -> list[dict[str, Any]]:
         variants = {name: partial(drain, epochs) for name, epochs in loaders.items()}
         samples = interleave(variants, 3 if setting.quick else 7, setting.device)
     shape = f"{list(data.train.image_NHWC.shape)} uint8, batch {BATCH}, crop {CROP_PADDING}, flip"
+    rate = ("images/s", len(data))
     return [
-        case(name, shape, "float32", {OURS if loader == own else loader: ms for loader, ms in samples.items()},
-             missing=missing, throughput=("images/s", len(data)))
+        case(name, shape, "float32", renamed(samples, own),
+             missing=missing, throughput=rate)
         for name, own in (("loader resident", RESIDENT), ("loader streaming", STREAMING)) if own in samples
     ]
+
+
+def renamed(samples: Samples, own: str) -> Samples:
+    """The samples with ``own`` as the one that is ours."""
+    return {OURS if name == own else name: times for name, times in samples.items()}
 
 
 def drain(epochs: Epochs) -> int:
@@ -100,6 +106,8 @@ def ffcv_epochs(beton: Path, data: Dataset, device: torch.device) -> Epochs:
         ToTorchImage,
     )
 
+    # FFCV sets torch's thread count for the whole process, when made and when read.
+    threads = torch.get_num_threads()
     mean, std = 255 * np.array(data.mean), 255 * np.array(data.std)
     move = [ToDevice(device)] if device.type == "cuda" else []
     loader = Loader(
@@ -111,12 +119,11 @@ def ffcv_epochs(beton: Path, data: Dataset, device: torch.device) -> Epochs:
             "label": [IntDecoder(), ToTensor(), *move, Squeeze(1)],
         },
     )
-    return partial(_keeping_threads, loader)
+    torch.set_num_threads(threads)
+    return partial(_keeping_threads, loader, threads)
 
 
-def _keeping_threads(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """FFCV sets torch's thread count for the whole process, which would slow whoever is measured next."""
-    threads = torch.get_num_threads()
+def _keeping_threads(loader: Pairs, threads: int) -> Iterator[tuple[Tensor, Tensor]]:
     try:
         yield from loader
     finally:

@@ -30,7 +30,7 @@ def train_member(folder: Path, index: int, device: torch.device) -> float:
     chosen = TensorDataset(train_image[ids], torch.from_numpy(arrays["train_label"])[ids])
     model = build_model(recipe["arch"], recipe["classes"], width=recipe["width"],
                         stem_stride=recipe["stem_stride"], seed=index)
-    model = model.to(device, memory_format=torch.contiguous_format)
+    model = model.to(memory_format=torch.contiguous_format).to(device)  # type: ignore[call-overload]
     _fit(model, DataLoader(chosen, recipe["batch_size"], shuffle=True), recipe, device)
     train_NC, test_NC = (_logits(model, images, device) for images in (train_image, test_image))
     np.savez(folder / f"logits-{index}.npz", train=train_NC, test=test_NC)

@@ -1,11 +1,14 @@
 """What all suites of one run share: the device, sizes it can bear, its measured roofline, and random data."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
-from rumfast.bench.timing import interleave
+from rumfast.bench.timing import Call, interleave
 from rumfast.data import Dataset
 from rumfast.runtime import pick_device, pick_precision
 
@@ -54,12 +57,23 @@ def roofline(device: torch.device, quick: bool) -> tuple[float, dict[str, float]
     dtypes = [torch.float32] + [torch.bfloat16] * (pick_precision("auto", device) == torch.bfloat16)
     factors = {str(dtype).removeprefix("torch."): torch.rand(width, width, device=device).to(dtype)
                for dtype in dtypes}
-    variants = {"copy": lambda: target.copy_(source)}
-    variants |= {name: lambda factor=factor: factor @ factor for name, factor in factors.items()}
+    variants: dict[str, Call] = {"copy": partial(target.copy_, source)}
+    variants |= {name: partial(torch.mm, factor, factor) for name, factor in factors.items()}
     samples = interleave(variants, rounds, device, warmup=2)
     ms = {name: float(np.median(times)) for name, times in samples.items()}
     rates = {name: 2 * width**3 / ms[name] / 1e6 for name in factors}
     return 2 * source.nbytes / ms["copy"] / 1e6, rates
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A single torch thread within, which is what each of the local engine's workers has on a CPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def random_dataset(examples: int, size: int = 32) -> Dataset:

@@ -51,7 +51,7 @@ def cases(setting: Setting) -> list[dict[str, Any]]:
         variants[OURS]()
         samples = interleave(variants, 2 if setting.quick else 3, setting.device, warmup=0)
     examples = f"{len(spec.subset(0, len(data)))} of {len(data)} examples"
-    shape = f"{config.arch}, digits, {examples}, {config.epochs} epochs, {members} members"
+    shape = f"{config.arch}, digits, {examples}, {config.epochs} epochs, members {members}"
     means = {variant: float(np.mean(values)) for variant, values in accuracy.items()}
     return [case("sweep", shape, spec.precision.removeprefix("torch."), samples,
                  throughput=("members/h", 3600 * members), notes={"test accuracy": means})]

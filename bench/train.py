@@ -34,8 +34,7 @@ def cases(setting: Setting) -> list[dict[str, Any]]:
     else:
         missing[HALF] = "bf16 is emulated here"
     if setting.device.type == "cuda":
-        model = torch.compile(_model(config, setting.device), dynamic=False)
-        variants[COMPILED] = half_epochs(learner, model)
+        variants[COMPILED] = half_epochs(learner, _model(config, setting.device), compiles=True)
     samples = interleave(variants, 3 if setting.quick else 5, setting.device)
     peak = peak_megabytes(variants, setting.device)
     shape = f"{config.arch}, {list(data.train.image_NHWC.shape)} uint8, batch {batch}"
@@ -67,9 +66,11 @@ def plain_epochs(data: Dataset, config: TrainConfig, setting: Setting) -> Call:
     return lambda: plain_epoch(model, optimizer, on_device(loader, setting.device))
 
 
-def half_epochs(learner: Learner, model: nn.Module) -> Call:
+def half_epochs(learner: Learner, model: nn.Module, compiles: bool = False) -> Call:
     """bf16 and channels-last, from our loader's batches: what is left to gain besides loading and layout."""
     optimizer = plain_sgd(model, learner.config)
+    if compiles:
+        model.compile(dynamic=False)
     ids = torch.arange(len(learner.loader), device=learner.device)
     seeds = count()
     return lambda: plain_epoch(model, optimizer, pairs(learner, ids, next(seeds)), torch.bfloat16)

@@ -1,5 +1,5 @@
 """The command line: arguments in, calls to the library, results out. No logic of its own."""
 
-from rumfast.cli.main import main
+from rumfast.cli.entry import main
 
 __all__ = ["main"]

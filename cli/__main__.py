@@ -1,5 +1,5 @@
 """``python -m rumfast.cli``."""
 
-from rumfast.cli.main import main
+from rumfast.cli.entry import main
 
 main()

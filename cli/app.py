@@ -38,53 +38,27 @@ def demo(out: Out = Path("runs/demo"), device: Device = "auto", workers: Workers
     _stages("digits.toml", out, "report", device, workers, json_output)
 
 
-@app.command()
-def run(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
-        forget: Forget = None, after: After = None, json_output: Json = False) -> None:
-    """Run every stage of a recipe in order; resumes where it stopped."""
-    _stages(recipe, out, "report", device, workers, json_output, forget, after)
+# verb → (last stage, help); every verb does the stages before it that the folder lacks
+VERBS = {
+    "run": ("report", "Run every stage of a recipe in order; resumes where it stopped."),
+    "train": ("train", "Train the original models (and pack the data, if the recipe names a source)."),
+    "score": ("score", "Reduce the sweep to memorization scores (after the stages before it)."),
+    "refine": ("refine", "Choose the forget set and refine it into groups (after the stages before it)."),
+    "unlearn": ("unlearn", "Run every plan from every original (after the stages before it)."),
+    "evaluate": ("evaluate", "Hold every unlearned model against the oracles (after the stages before it)."),
+    "report": ("report", "Write the HTML report (after the stages before it)."),
+}
 
 
-@app.command()
-def train(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
-          json_output: Json = False) -> None:
-    """Train the original models (and pack the data, if the recipe names a source)."""
-    _stages(recipe, out, "train", device, workers, json_output)
+def _add_verb(name: str, until: str, text: str) -> None:
+    @app.command(name, help=text)
+    def verb(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
+             forget: Forget = None, after: After = None, json_output: Json = False) -> None:
+        _stages(recipe, out, until, device, workers, json_output, forget, after)
 
 
-@app.command()
-def score(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
-          json_output: Json = False) -> None:
-    """Reduce the sweep to memorization scores (after the stages before it)."""
-    _stages(recipe, out, "score", device, workers, json_output)
-
-
-@app.command()
-def refine(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
-           forget: Forget = None, after: After = None, json_output: Json = False) -> None:
-    """Choose the forget set and refine it into groups (after the stages before it)."""
-    _stages(recipe, out, "refine", device, workers, json_output, forget, after)
-
-
-@app.command()
-def unlearn(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
-            forget: Forget = None, after: After = None, json_output: Json = False) -> None:
-    """Run every plan from every original (after the stages before it)."""
-    _stages(recipe, out, "unlearn", device, workers, json_output, forget, after)
-
-
-@app.command()
-def evaluate(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
-             json_output: Json = False) -> None:
-    """Hold every unlearned model against the oracles (after the stages before it)."""
-    _stages(recipe, out, "evaluate", device, workers, json_output)
-
-
-@app.command()
-def report(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
-           json_output: Json = False) -> None:
-    """Write the HTML report (after the stages before it)."""
-    _stages(recipe, out, "report", device, workers, json_output)
+for _name, (_until, _text) in VERBS.items():
+    _add_verb(_name, _until, _text)
 
 
 def _stages(recipe: str | None, out: Path, until: str, device: str, workers: int | None, json_output: bool,

@@ -37,10 +37,13 @@ def moments(embedding_ND: Tensor, group_N: Tensor, groups: int) -> Moments:
     if group_N.numel() and not (0 <= int(group_N.min()) and int(group_N.max()) < groups):
         raise ValueError(f"moments: groups span {int(group_N.min())}..{int(group_N.max())}, "
                          f"expected 0..{groups - 1}")
-    points = embedding_ND.double()
     count_G = torch.bincount(group_N, minlength=groups)
-    divisor_G1 = count_G.clamp(min=1).unsqueeze(1)
-    mean_GD = points.new_zeros(groups, points.shape[1]).index_add_(0, group_N, points) / divisor_G1
-    centred = points - mean_GD[group_N]
-    scatter_G = points.new_zeros(groups).index_add_(0, group_N, centred.square().sum(1))
+    by_group_ND = embedding_ND[group_N.argsort(stable=True)]
+    mean_GD = embedding_ND.new_zeros(groups, embedding_ND.shape[1], dtype=torch.float64)
+    scatter_G = embedding_ND.new_zeros(groups, dtype=torch.float64)
+    for group, points in enumerate(by_group_ND.split(count_G.tolist())):
+        if len(points):
+            mean_GD[group] = points.mean(0, dtype=torch.float64)
+            scatter_G[group] = (points.double() - mean_GD[group]).square_().sum()
     return Moments(count_G, mean_GD, scatter_G)
+

@@ -26,7 +26,7 @@ class Strict(BaseModel):
 class DataConfig(Strict):
     """Which packed data set, or which source to pack first."""
 
-    path: str | None = None  # packed folder; None: RUN/data
+    path: str | None = None  # packed folder, or a source to load unpacked, e.g. "npz:FILE"; None: RUN/data
     source: str | None = None  # what to pack there when it is missing, e.g. "digits"
     label_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of training labels to flip when packing
     train_examples: Positive | None = None  # stratified subset; None: all

@@ -36,7 +36,7 @@ class Step:
 
     def __str__(self) -> str:
         changed = self.config.model_dump(exclude_defaults=True)
-        arguments = ", ".join(f"{key}={value:g}" for key, value in changed.items())
+        arguments = ", ".join(f"{key}={value:.4g}" for key, value in changed.items())
         return f"{self.group}: {self.algorithm}" + (f"({arguments})" if arguments else "")
 
 

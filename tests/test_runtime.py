@@ -80,3 +80,17 @@ def test_environment_names_versions_and_hardware():
     assert (found["gpu"] is None) == (not torch.cuda.is_available())
     assert found["bf16"] in ("native", "emulated")
     json.dumps(found, allow_nan=False)
+
+
+def test_one_thread_for_a_while():
+    from rumfast.runtime import one_thread
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError), one_thread():
+            assert torch.get_num_threads() == 1
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -55,7 +55,7 @@ def write_beton(path: str | Path, examples: Examples, timeout_s: float | None = 
 def commit_file(path: Path, write) -> None:
     """Let `write` fill a file in a hidden directory beside `path`, flush it and rename it into place."""
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as directory:
+        with tempfile.TemporaryDirectory(prefix=f".partial-{path.name}.", dir=path.parent) as directory:
             temporary = Path(directory) / path.name
             write(temporary)
             _flush(temporary)

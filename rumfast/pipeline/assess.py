@@ -5,6 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from rumfast.config import dump_recipe
 
@@ -17,7 +18,7 @@ from rumfast.store import read_json
 from rumfast.sweeps import Population
 
 if TYPE_CHECKING:
-    from rumfast.pipeline.run import Run
+    from rumfast.pipeline.stages import Run
 
 EXAMPLES_SHOWN = 20  # most, and least, memorized images in the report
 
@@ -28,7 +29,7 @@ def evaluate(model: Classifier, oracles: Classifier | Sequence[Classifier], data
 
     With two oracles or more, hold the values against ``rumfast.evaluation.null_band`` of the same oracles.
     """
-    chosen = [oracles] if isinstance(oracles, Classifier) else oracles
+    chosen = [oracles] if isinstance(oracles, nn.Module) else oracles
     predictions = [predict(each, data) for each in (model, *chosen)]
     scores = [_score(each.train_NC, each.test_NC, data, split) for each in predictions]
     return {name: compare(name, scores[0], scores[1:]) for name in METRICS}

@@ -37,7 +37,7 @@ def entanglement_score(retain_RD: Tensor, forget_FD: Tensor, center: Literal["po
                         f"and {tuple(forget_FD.shape)}")
     group_N = torch.tensor([0, 1]).repeat_interleave(torch.tensor([len(retain_RD), len(forget_FD)]))
     stats = moments(torch.cat([retain_RD, forget_FD]), group_N.to(retain_RD.device), 2)
-    weight_G = stats.count_G / stats.count_G.sum() if center == "pooled" else torch.full((2,), 0.5)
+    weight_G = stats.count_G.double() / stats.count_G.sum() if center == "pooled" else torch.full((2,), 0.5)
     centre_D = weight_G.to(stats.mean_GD) @ stats.mean_GD
     within = (stats.scatter_G / stats.count_G).sum()
     between = (stats.mean_GD - centre_D).square().sum(1).mean()

@@ -18,7 +18,7 @@ from rumfast.pipeline import assess
 from rumfast.plans import bind, parse_plan, spread_budget
 from rumfast.refinement import Group, refine, refine_at_random, refine_by_class
 from rumfast.reporting.page import write_report
-from rumfast.runtime import environment, pick_device, pick_precision
+from rumfast.runtime import environment, one_thread, pick_device, pick_precision
 from rumfast.scores import Memorization, entanglement_score, memorization_scores
 from rumfast.store import RunDir, read_json, read_npz, remove_partial, require_same, write_json, write_npz, write_text
 from rumfast.sweeps import DataRef, LocalEngine, Population, PopulationSpec, load_sweep
@@ -39,17 +39,15 @@ class Run:
         self.dir = RunDir(out)
         self.engine = engine
         self.device = device
-        for plan in recipe.plans:
-            parse_plan(plan.steps)  # a typo must not cost a sweep
 
     @cached_property
     def data(self) -> Dataset:
         """The data set, packed first if the recipe names a source."""
         config = self.recipe.data
-        path = Path(config.path) if config.path else self.dir.data
-        if config.source is not None and not (path / "dataset.json").exists():
-            pack(config.source, path, label_noise=config.label_noise, seed=config.seed)
-        return load_dataset(path).take(config.train_examples, config.test_examples, config.seed)
+        where = config.path or str(self.dir.data)
+        if config.source is not None and not (Path(where) / "dataset.json").exists():
+            pack(config.source, where, label_noise=config.label_noise, seed=config.seed)
+        return load_dataset(where).take(config.train_examples, config.test_examples, config.seed)
 
     @property
     def needs_sweep(self) -> bool:
@@ -96,6 +94,7 @@ class Run:
             require_same(self.dir.recipe, _comparable(self.recipe), _comparable(load_recipe(self.dir.recipe)))
         remove_partial(self.dir.root)
         data = self.data
+        self._rehearse()
         write_text(self.dir.recipe, dump_recipe(self.recipe))
         write_json(self.dir.manifest, {"schema": "rumfast/manifest/1", "fingerprint": data.fingerprint,
                                        "environment": environment()})
@@ -153,28 +152,32 @@ class Run:
     @cached_property
     def split(self) -> Split:
         """Forget and retain set; ids that earlier requests deleted are in neither."""
-        return _select(self.recipe, self.data, self.memorization, self.excluded)
+        return _select(self.recipe, self.data, self._score_N(), self.excluded)
+
+    def _score_N(self) -> np.ndarray | None:
+        return None if self.memorization is None else self.memorization.score_N
 
     def groups(self, kind: str | None = None) -> tuple[Group, ...]:
         """The forget set, refined as ``kind`` says (None: as the recipe does)."""
-        forget, config = self.split.forget, self.recipe.forget
-        kind = kind or config.refine
-        if kind == "class":
-            return refine_by_class(forget, self.data.train.label_N)
-        if kind == "random":
-            return refine_at_random(forget, config.groups, config.seed)
-        if kind == "none":
-            return (Group("all", forget),)
-        assert self.memorization is not None
-        return refine(forget, self.memorization.score_N, config.groups)
+        return _refine(self.recipe, self.data, self.split, self._score_N(), kind)
+
+    def _rehearse(self) -> None:
+        """Resolve request and plans with made-up scores, so that a mistake in them costs no training."""
+        score_N = np.zeros(len(self.data))
+        split = _select(self.recipe, self.data, score_N, self.excluded)
+        for plan in self.recipe.plans:
+            self._bind(plan, split, _refine(self.recipe, self.data, split, score_N, plan.refine))
+        smallest = int(self.recipe.sweep.include * (len(split.retain) + len(split.forget)))
+        if self.needs_sweep and smallest < 1:
+            raise DataError(f"sweep.include: {self.recipe.sweep.include} of {len(self.data)} training examples leaves "
+                            "none to train on")
 
     def refine(self) -> dict[str, Any]:
         """Choose the forget set and refine it into groups."""
-        for plan in self.recipe.plans:
-            self._bound(plan)
         write_npz(self.dir.forget, {"forget": self.split.forget, "retain": self.split.retain}, replace=True)
         write_npz(self.dir.groups, {group.name: group.ids for group in self.groups()}, replace=True)
-        entanglement = self._entanglement()
+        with one_thread():
+            entanglement = self._entanglement()
         write_json(self.dir.entanglement, entanglement)
         return {"forget": len(self.split.forget), "entanglement": entanglement["forget"],
                 "groups": {group.name: len(group.ids) for group in self.groups()}}
@@ -205,12 +208,12 @@ class Run:
         epochs = self.recipe.unlearn.budget_epochs
         return None if epochs is None else round(epochs * (len(self.split.retain) + len(self.split.forget)))
 
-    def _bound(self, plan: PlanConfig) -> list:
-        bound = bind(parse_plan(plan.steps), self.groups(plan.refine))
-        if self.budget is not None:
-            bound = spread_budget(bound, self.split.retain, self.recipe.unlearn.retain, self.budget,
-                                  self.recipe.train.batch_size)
-        return bound
+    def _bind(self, plan: PlanConfig, split: Split, groups: tuple[Group, ...]) -> None:
+        """Check that a plan fits the groups and the budget."""
+        bound = bind(parse_plan(plan.steps), groups)
+        if (epochs := self.recipe.unlearn.budget_epochs) is not None:
+            budget = epochs * (len(split.retain) + len(split.forget))
+            spread_budget(bound, split.retain, self.recipe.unlearn.retain, budget, self.recipe.train.batch_size)
 
     def plan_population(self, plan: PlanConfig) -> Population:
         """The folder of the models that ``plan`` unlearned."""
@@ -229,18 +232,23 @@ class Run:
         return {"plans": {plan.name: str(self.dir.plan(plan.name)) for plan in self.recipe.plans}}
 
     def evaluate(self) -> dict[str, Any]:
-        """Score every model against the oracles; writes the summary, and timings apart from it."""
+        """Score every model against the oracles; writes the summary, and timings apart from it.
+
+        Only the summary is the same bit for bit whenever it is made again.
+        """
         summary, timing = assess.summarize(self)
         write_json(self.dir.evaluation, summary)
         write_json(self.dir.timing, timing)
-        return summary
+        return self._result()
 
     def report(self) -> dict[str, Any]:
         """Write the HTML page."""
-        summary, timing = read_json(self.dir.evaluation), read_json(self.dir.timing)
-        command = f"rumfast run {self.dir.recipe} --out {self.dir.root}"
-        write_report(self.dir.report, assess.merge_timing(summary, timing, command), assess.report_images(self))
+        write_report(self.dir.report, self._result(), assess.report_images(self))
         return {"report": str(self.dir.report)}
+
+    def _result(self) -> dict[str, Any]:
+        command = f"rumfast run {self.dir.recipe} --out {self.dir.root}"
+        return assess.merge_timing(read_json(self.dir.evaluation), read_json(self.dir.timing), command)
 
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
@@ -276,11 +284,26 @@ def _comparable(recipe: Recipe) -> Recipe:
     })
 
 
-def _select(recipe: Recipe, data: Dataset, scores: Memorization | None, excluded: tuple[int, ...]) -> Split:
+def _refine(recipe: Recipe, data: Dataset, split: Split, score_N: np.ndarray | None,
+            kind: str | None) -> tuple[Group, ...]:
+    """Refine a forget set as ``kind`` or else the recipe says."""
+    config = recipe.forget
+    kind = kind or config.refine
+    if kind == "class":
+        return refine_by_class(split.forget, data.train.label_N)
+    if kind == "random":
+        return refine_at_random(split.forget, config.groups, config.seed)
+    if kind == "none":
+        return (Group("all", split.forget),)
+    assert score_N is not None
+    return refine(split.forget, score_N, config.groups)
+
+
+def _select(recipe: Recipe, data: Dataset, score_N: np.ndarray | None, excluded: tuple[int, ...]) -> Split:
     """Resolve the request within the pool that earlier requests left."""
     request, n = recipe.forget.request, len(data)
     pool = np.setdiff1d(np.arange(n), np.array(excluded, np.int64))
-    score_N = None if scores is None else scores.score_N[pool]
+    score_P = None if score_N is None else score_N[pool]
     flipped = np.flatnonzero(np.isin(pool, data.flipped))
     if request.startswith("ids:"):
         split = select_forget(request, data.train.label_N)
@@ -290,5 +313,5 @@ def _select(recipe: Recipe, data: Dataset, scores: Memorization | None, excluded
         if len(split.forget) == len(pool):
             raise DataError(f"forget set {request}: nothing would be left to retain")
         return Split(split.forget, np.setdiff1d(pool, split.forget))
-    split = select_forget(request, data.train.label_N[pool], score_N, flipped, recipe.forget.seed)
+    split = select_forget(request, data.train.label_N[pool], score_P, flipped, recipe.forget.seed)
     return Split(pool[split.forget], pool[split.retain])

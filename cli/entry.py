@@ -16,8 +16,10 @@ def main() -> None:
         app()
     except RumfastError as error:
         _end(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _end("interrupted; finished work is kept, the same command resumes", INTERRUPTED)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # how Typer ends on KeyboardInterrupt
+            _end("interrupted; finished work is kept, the same command resumes", INTERRUPTED)
+        raise
     except OSError as error:
         _end(f"{error.filename or 'I/O'}: {error.strerror or error}", StorageError.exit_code)
 

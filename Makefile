@@ -1,0 +1,50 @@
+# `make demo` and `make test` set up all they need; the second time they start at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RESULTS := bench/results/amd-epyc-2core
+SYSTEM := g++ pkg-config libopencv-dev libturbojpeg0-dev
+
+.PHONY: demo test lint records readme system clean
+
+demo: $(VENV)/ready
+	$(BIN)/rumfast demo --out runs/demo
+
+test: $(VENV)/ready lint
+	$(BIN)/pytest
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p rumfast
+
+$(VENV)/ready: pyproject.toml | system
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[ffcv,parquet,dev]'
+	touch $@
+
+# Measure everything README shows on this machine (half an hour on two cores), and write it there.
+records: $(VENV)/ready
+	mkdir -p $(RESULTS)
+	for recipe in digits digits-tuning cifar10-small cifar10-small-tuning; do \
+		$(BIN)/rumfast run $$recipe.toml --out runs/records/$$recipe --json > $(RESULTS)/$$recipe.json || exit; done
+	$(BIN)/rumfast bench all --save $(RESULTS)/bench.json
+
+readme: $(VENV)/ready
+	$(BIN)/python -m rumfast.bench.readme
+
+# What FFCV is built from, and what a bare Python lacks to build anything.
+system:
+	@missing=; \
+	command -v g++ >/dev/null && pkg-config --exists opencv4 libturbojpeg 2>/dev/null || missing="$(SYSTEM)"; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	$(PYTHON) -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null \
+		|| missing="$$missing python3-dev"; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq $$missing; \
+	elif sudo -n true 2>/dev/null; then sudo apt-get update -qq && sudo apt-get install -y -qq $$missing; \
+	else echo "Missing system packages; run this, then make again:"; \
+		echo "  sudo apt-get update && sudo apt-get install -y $$missing"; exit 1; fi
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,73 @@
+"""Write the measured tables of README.md from committed records: ``python -m rumfast.bench.readme [--check]``.
+
+A block ``<!-- record: FILE -->`` … ``<!-- end -->`` is replaced by the table of ``bench/results/FILE``.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rumfast.bench import table
+from rumfast.errors import MismatchError
+from rumfast.store import read_json, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- record: (?P<file>[\w./-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+METRICS = ("tow", "tow_mia", "accuracy_forget", "accuracy_retain", "accuracy_test", "mia")
+
+
+def render(text: str, results: Path) -> str:
+    """README text with every block's table made again from its record."""
+    return BLOCK.sub(lambda match: match[1] + _table(read_json(results / match["file"])) + match[3], text)
+
+
+def _table(record: Mapping[str, Any]) -> str:
+    if record["schema"].startswith("rumfast/evaluation/"):
+        return evaluation_table(record)
+    return table(record).rstrip("\n") + "\n"
+
+
+def evaluation_table(record: Mapping[str, Any]) -> str:
+    """Markdown table of an evaluation: plans, then the null band; bold where a mean lies inside it."""
+    labels = [record["metrics"][metric]["label"] for metric in METRICS]
+    lines = [f"| plan | {' | '.join(labels)} | cost |", "|---|" + "---:|" * (len(labels) + 1)]
+    for plan in record["plans"]:
+        cells = [_cell(plan["metrics"][metric]) for metric in METRICS]
+        lines.append(f"| `{plan['name']}` | {' | '.join(cells)} | {plan['cost']:.0%} |")
+    bands = [f"{record['bands'][metric]['low']:.3f} – {record['bands'][metric]['high']:.3f}" for metric in METRICS]
+    lines.append(f"| *retrained* | {' | '.join(bands)} | 100% |")
+    machine = record["environment"]
+    where = machine["gpu"] or machine["cpu"]
+    lines += ["", f"{record['forget']['size']} of {record['dataset']['train']} training examples forgotten; "
+              f"{record['seeds']} seeds, {record['oracles']} oracles, {record['sweep']['members']} sweep members; "
+              f"{where}, torch {machine['torch']}, commit {machine['commit']}."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(metric: Mapping[str, Any]) -> str:
+    half = "" if metric["low"] is None else f" ± {metric['mean'] - metric['low']:.3f}"
+    return f"**{metric['mean']:.3f}**{half}" if metric["inside"] else f"{metric['mean']:.3f}{half}"
+
+
+def main() -> None:
+    """Rewrite README.md, or with ``--check`` fail if it differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    made = render(text, ROOT / "bench" / "results")
+    if check and made != text:
+        raise MismatchError("README.md differs from bench/results; run make readme")
+    if not check:
+        write_text(readme, made)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MismatchError as error:
+        sys.exit(str(error))

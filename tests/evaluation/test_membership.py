@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+
+from rumfast.errors import DataError
+from rumfast.evaluation import modified_entropy, svc_mia
+from rumfast.evaluation.membership import confidence
+
+
+def test_modified_entropy_by_hand():
+    found = modified_entropy(np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]), np.array([0, 2]))
+    own_2 = -0.9 * np.log(0.1) - 0.7 * np.log(0.3) - 0.2 * np.log(0.8)
+    np.testing.assert_allclose(found, [0.1622, own_2], atol=5e-5)
+    np.testing.assert_allclose(found[0], -0.3 * np.log(0.7) - 0.2 * np.log(0.8) - 0.1 * np.log(0.9), rtol=1e-12)
+
+
+def test_modified_entropy_at_certainty_is_zero_or_infinite():
+    certain = np.array([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]], np.float32)
+    assert modified_entropy(certain, np.array([0, 1])).tolist() == [0.0, np.inf]
+
+
+def test_modified_entropy_falls_as_the_label_becomes_likely():
+    p = np.linspace(0.05, 0.95, 19)
+    values = modified_entropy(np.stack([p, 1 - p], 1), np.zeros(19, int))
+    assert (np.diff(values) < 0).all()  # plain entropy would rise up to p = 1/2
+
+
+def test_confidence_is_the_softmax_at_the_label():
+    logits = np.array([[1.0, 2.0, 3.0], [500.0, -500.0, 0.0]], np.float32)
+    expected = [np.exp(-1) / (1 + np.exp(-1) + np.exp(-2)), 0.0]
+    np.testing.assert_allclose(confidence(logits, np.array([1, 1])), expected, rtol=1e-12, atol=1e-200)
+
+
+def draws(*sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.random(size) for size in sizes]
+
+
+def test_a_feature_that_ignores_membership_gives_no_verdict():
+    shares = [svc_mia(*draws(1000, 400, 300, seed=seed)) for seed in range(12)]
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.12)
+
+
+def test_separated_features_give_the_verdict():
+    members, others, targets = draws(300, 200, 100)
+    assert svc_mia(members + 2, others - 2, targets + 2) == 0.0
+    assert svc_mia(members + 2, others - 2, targets - 2) == 1.0
+    half = np.concatenate([targets[:50] + 2, targets[50:] - 2])
+    assert svc_mia(members + 2, others - 2, half) == 0.5
+    assert svc_mia(others - 2, members + 2, half[:50]) == 1.0  # who is a member decides, not the size
+
+
+def test_classes_are_balanced_however_many_members_there_are():
+    # Identical distributions: fitted on 50 to 1, the attack would call every target a member.
+    rng = np.random.default_rng(3)
+    shares = [svc_mia(rng.normal(size=5000), rng.normal(size=100), rng.normal(size=200), seed=seed)
+              for seed in range(12)]
+    assert 0.3 < np.mean(shares) < 0.7
+
+
+def test_the_draw_is_the_seeds_and_the_order_of_targets_does_not_matter():
+    members, others, targets = draws(800, 500, 200)
+    others = others + 0.3
+    found = svc_mia(members, others, targets, most=60)
+    assert found == svc_mia(members, others, targets[::-1], most=60) == svc_mia(members, others, targets, most=60, seed=0)
+    assert len({svc_mia(members, others, targets, most=60, seed=seed) for seed in range(6)}) > 1
+
+
+def test_most_bounds_the_fit(monkeypatch):
+    from rumfast.evaluation import membership
+
+    fitted = []
+    fit = membership.SVC.fit
+    monkeypatch.setattr(membership.SVC, "fit", lambda self, x, y: fitted.append((len(x), int(y.sum()))) or fit(self, x, y))
+    members, others, targets = draws(90, 70, 10)
+    svc_mia(members, others, targets, most=20)
+    svc_mia(members, others, targets)
+    assert fitted == [(40, 20), (140, 70)]
+
+
+@pytest.mark.parametrize("position, name", [(0, "members"), (1, "non-members"), (2, "targets")])
+@pytest.mark.parametrize("bad", [np.zeros(0), np.array([1.0, np.nan]), np.array([np.inf]), np.zeros((2, 2))])
+def test_errors_name_the_set(position, name, bad):
+    arrays = draws(5, 5, 5)
+    arrays[position] = bad
+    with pytest.raises(DataError, match=f"svc_mia: {name} must be a non-empty vector of finite numbers"):
+        svc_mia(*arrays)

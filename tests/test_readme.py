@@ -1,0 +1,62 @@
+"""README says what is: its script runs, its commands parse, its tables are those of the committed records."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+    inline = re.findall(r"`(rumfast [^`]*)`", README)
+    lines = [line.split("#")[0].strip() for line in blocks.splitlines()]
+    found = [line for line in [*lines, *inline] if line.startswith("rumfast ")]
+    return sorted({line.replace("\\|", "|") for line in found})
+
+
+def test_readme_names_commands():
+    assert len(commands()) > 10
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_parses(command, monkeypatch):
+    """Every command of README has these arguments and options."""
+    from typer.main import get_command
+
+    from rumfast.cli.app import app
+
+    words = command.split()[1:]
+    context, group = None, get_command(app)
+    while hasattr(group, "commands") and words:
+        assert words[0] in group.commands, f"no command {words[0]!r}"
+        group = group.commands[words.pop(0)]
+    if words:
+        context = group.make_context("rumfast", words)
+        assert context.params
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE)) | {"records", "readme"}
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_tables_are_those_of_the_records():
+    from rumfast.bench.readme import render
+
+    assert README.count("<!-- record:") == README.count("<!-- end -->") == 3
+    assert render(README, ROOT / "bench" / "results") == README
+
+
+@pytest.mark.slow
+def test_script_runs(tmp_path):
+    script = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert script is not None
+    done = subprocess.run([sys.executable, "-c", script[1]], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "'tow':" in done.stdout

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from rumfast import refine
+from rumfast.errors import DataError
+from rumfast.refinement import refine_at_random, refine_by_class
+
+
+def ids_of(groups):
+    return [group.ids.tolist() for group in groups]
+
+
+def some(size=100, n=400, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(n, size, replace=False)), rng.random(n)
+
+
+@pytest.mark.parametrize("size, groups, sizes", [(9, 3, [3, 3, 3]), (10, 3, [4, 3, 3]), (11, 3, [4, 4, 3]),
+                                                 (3, 3, [1, 1, 1]), (7, 2, [4, 3]), (7, 1, [7]), (9, 4, [3, 2, 2, 2])])
+def test_sizes_are_exact_and_the_larger_come_first(size, groups, sizes):
+    forget, score_N = some(size)
+    for parts in (refine(forget, score_N, groups), refine_at_random(forget, groups, seed=0)):
+        assert [len(part.ids) for part in parts] == sizes
+
+
+@pytest.mark.parametrize("groups, names", [(1, ["all"]), (2, ["low", "high"]), (3, ["low", "mid", "high"]),
+                                           (4, ["g1", "g2", "g3", "g4"])])
+def test_names(groups, names):
+    assert [group.name for group in refine(*some(), groups)] == names
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 7, 100])
+def test_groups_partition_the_forget_set_in_order_of_score(groups):
+    forget, score_N = some()
+    parts = refine(forget, score_N, groups)
+    assert sorted(np.concatenate([part.ids for part in parts])) == forget.tolist()
+    assert all(np.array_equal(part.ids, np.sort(part.ids)) for part in parts)
+    for lower, higher in zip(parts, parts[1:], strict=False):
+        assert score_N[lower.ids].max() <= score_N[higher.ids].min()
+
+
+def test_ties_are_cut_by_id_whatever_the_order_of_the_forget_set():
+    score_N = np.array([0.5, 0.5, 0.9, 0.5, 0.1, 0.5])
+    forget = np.array([5, 2, 0, 4, 3, 1])
+    assert ids_of(refine(forget, score_N, 3)) == ids_of(refine(np.sort(forget), score_N, 3)) == [[0, 4], [1, 3], [2, 5]]
+
+
+def test_scores_of_other_examples_do_not_matter():
+    forget, score_N = some()
+    others = np.setdiff1d(np.arange(400), forget)
+    changed = score_N.copy()
+    changed[others] = np.nan
+    assert ids_of(refine(forget, changed)) == ids_of(refine(forget, score_N))
+
+
+def test_an_example_without_a_score_is_named():
+    forget, score_N = some(5)
+    score_N[forget[[1, 3]]] = np.nan
+    with pytest.raises(DataError, match=rf"2 of 5 forgotten examples have no score \(first: id {forget[1]}\)"):
+        refine(forget, score_N, 2)
+
+
+def test_random_groups_depend_on_the_seed_and_the_set_alone():
+    forget, _ = some()
+    first = ids_of(refine_at_random(forget, 3, seed=4))
+    assert first == ids_of(refine_at_random(forget[::-1].copy(), 3, seed=4)) != ids_of(refine_at_random(forget, 3, 5))
+    assert sorted(sum(first, [])) == forget.tolist()
+
+
+def test_random_groups_ignore_the_order_of_ids():
+    # Were the set cut in order, low ids would always be in the first group.
+    counts = np.zeros(30)
+    for seed in range(400):
+        counts[refine_at_random(np.arange(30), 3, seed)[0].ids] += 1
+    assert np.abs(counts / 400 - 1 / 3).max() < 5 * np.sqrt(2 / 9 / 400)
+
+
+def test_classes():
+    label_N = np.array([3, 0, 3, 1, 0, 3])
+    groups = refine_by_class(np.array([5, 0, 1, 2]), label_N)
+    assert [group.name for group in groups] == ["class-0", "class-3"] and ids_of(groups) == [[1], [0, 2, 5]]
+
+
+@pytest.mark.parametrize("size, groups", [(2, 3), (0, 1), (5, 0), (5, -1)])
+def test_more_groups_than_examples(size, groups):
+    forget = np.arange(size)
+    message = f"refine: got {size} examples for {groups} groups, expected at least one each"
+    with pytest.raises(DataError, match=message):
+        refine(forget, np.zeros(9), groups)
+    with pytest.raises(DataError, match=message):
+        refine_at_random(forget, groups, seed=0)
+    with pytest.raises(DataError, match="got 0 examples"):
+        refine_by_class(np.arange(0), np.zeros(9, int))
