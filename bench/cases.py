@@ -40,7 +40,11 @@ def case(
         unit, count = throughput
         notes[unit] = {variant: 1000 * count / float(np.median(times)) for variant, times in samples.items()}
     return {
-        "name": name, "shape": shape, "dtype": dtype, "rounds": len(ours), "ours": quantiles(ours),
+        "name": name,
+        "shape": shape,
+        "dtype": dtype,
+        "rounds": len(ours),
+        "ours": quantiles(ours),
         "peers": {peer: quantiles(times) for peer, times in peers.items()}
         | {peer: {"missing": reason} for peer, reason in (missing or {}).items()},
         "ratio": {peer: float(np.median(times) / np.median(ours)) for peer, times in peers.items()},

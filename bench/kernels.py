@@ -114,14 +114,17 @@ def embeddings(setting: Setting, draw: torch.Generator) -> Inputs:
 
 _MARGIN_PEERS = {"eager softmax": softmax_margins, "eager masked logsumexp": masked_margins}
 CASES = {
-    f"margins C={classes}": Kernel(partial(logits_and_labels, classes=classes), margins, _MARGIN_PEERS,
-                                   masked_margins, masked_margins)
+    f"margins C={classes}": Kernel(
+        partial(logits_and_labels, classes=classes), margins, _MARGIN_PEERS, masked_margins, masked_margins
+    )
     for classes in (10, 100)
 } | {
     "entanglement": Kernel(
-        embeddings, entanglement_score,
+        embeddings,
+        entanglement_score,
         {"two passes over batches": batched_entanglement, "eager on whole sets": whole_entanglement},
-        whole_entanglement, whole_entanglement,
+        whole_entanglement,
+        whole_entanglement,
     ),
 }
 

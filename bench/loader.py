@@ -46,9 +46,9 @@ def cases(setting: Setting) -> list[dict[str, Any]]:
     shape = f"{list(data.train.image_NHWC.shape)} uint8, batch {BATCH}, crop {CROP_PADDING}, flip"
     rate = ("images/s", len(data))
     return [
-        case(name, shape, "float32", renamed(samples, own),
-             missing=missing, throughput=rate)
-        for name, own in (("loader resident", RESIDENT), ("loader streaming", STREAMING)) if own in samples
+        case(name, shape, "float32", renamed(samples, own), missing=missing, throughput=rate)
+        for name, own in (("loader resident", RESIDENT), ("loader streaming", STREAMING))
+        if own in samples
     ]
 
 
@@ -64,15 +64,17 @@ def drain(epochs: Epochs) -> int:
 
 def resident_epochs(data: Dataset, device: torch.device) -> Epochs:
     """Ours, with the whole set on the device."""
-    loader = ResidentLoader(data.train, data.mean, data.std, device=device, batch_size=BATCH, flip=True,
-                            crop_padding=CROP_PADDING)
+    loader = ResidentLoader(
+        data.train, data.mean, data.std, device=device, batch_size=BATCH, flip=True, crop_padding=CROP_PADDING
+    )
     return _numbered(loader)
 
 
 def streaming_epochs(beton: Path, data: Dataset, device: torch.device) -> Epochs:
     """Ours, decoding while it augments."""
-    loader = StreamingLoader(beton, data.mean, data.std, device=device, batch_size=BATCH, flip=True,
-                             crop_padding=CROP_PADDING)
+    loader = StreamingLoader(
+        beton, data.mean, data.std, device=device, batch_size=BATCH, flip=True, crop_padding=CROP_PADDING
+    )
     return _numbered(loader)
 
 
@@ -85,8 +87,15 @@ def plain_epochs(data: Dataset, device: torch.device) -> dict[str, Epochs]:
     """torch's DataLoader over torchvision's transforms, in this process and with two workers that stay."""
     loaders = {
         f"DataLoader, {workers} workers": plain_loader(
-            data.train.image_NHWC, data.train.label_N, data.mean, data.std, batch_size=BATCH,
-            crop_padding=CROP_PADDING, workers=workers, device=device)
+            data.train.image_NHWC,
+            data.train.label_N,
+            data.mean,
+            data.std,
+            batch_size=BATCH,
+            crop_padding=CROP_PADDING,
+            workers=workers,
+            device=device,
+        )
         for workers in (0, 2)
     }
     return {name: partial(on_device, loader, device) for name, loader in loaders.items()}
@@ -111,11 +120,22 @@ def ffcv_epochs(beton: Path, data: Dataset, device: torch.device) -> Epochs:
     mean, std = 255 * np.array(data.mean), 255 * np.array(data.std)
     move = [ToDevice(device)] if device.type == "cuda" else []
     loader = Loader(
-        str(beton), batch_size=BATCH, num_workers=usable_cores(), os_cache=True, order=OrderOption.RANDOM,
+        str(beton),
+        batch_size=BATCH,
+        num_workers=usable_cores(),
+        os_cache=True,
+        order=OrderOption.RANDOM,
         drop_last=False,
         pipelines={
-            "image": [SimpleRGBImageDecoder(), RandomHorizontalFlip(), RandomTranslate(padding=CROP_PADDING),
-                      NormalizeImage(mean, std, np.float32), ToTensor(), *move, ToTorchImage()],
+            "image": [
+                SimpleRGBImageDecoder(),
+                RandomHorizontalFlip(),
+                RandomTranslate(padding=CROP_PADDING),
+                NormalizeImage(mean, std, np.float32),
+                ToTensor(),
+                *move,
+                ToTorchImage(),
+            ],
             "label": [IntDecoder(), ToTensor(), *move, Squeeze(1)],
         },
     )

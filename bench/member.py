@@ -28,8 +28,13 @@ def train_member(folder: Path, index: int, device: torch.device) -> float:
     ids = torch.from_numpy(arrays["ids"][index])
     torch.manual_seed(index)
     chosen = TensorDataset(train_image[ids], torch.from_numpy(arrays["train_label"])[ids])
-    model = build_model(recipe["arch"], recipe["classes"], width=recipe["width"],
-                        stem_stride=recipe["stem_stride"], seed=index)
+    model = build_model(
+        recipe["arch"],
+        recipe["classes"],
+        width=recipe["width"],
+        stem_stride=recipe["stem_stride"],
+        seed=index,
+    )
     model = model.to(memory_format=torch.contiguous_format).to(device)  # type: ignore[call-overload]
     _fit(model, DataLoader(chosen, recipe["batch_size"], shuffle=True), recipe, device)
     train_NC, test_NC = (_logits(model, images, device) for images in (train_image, test_image))
@@ -38,8 +43,13 @@ def train_member(folder: Path, index: int, device: torch.device) -> float:
 
 
 def _fit(model: nn.Module, loader: DataLoader, recipe: dict, device: torch.device) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=recipe["momentum"],
-                                weight_decay=recipe["weight_decay"], foreach=True)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=1.0,
+        momentum=recipe["momentum"],
+        weight_decay=recipe["weight_decay"],
+        foreach=True,
+    )
     lr_of_step = recipe["lr_of_step"]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_of_step[step])
     for _ in range(recipe["epochs"]):

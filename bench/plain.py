@@ -28,20 +28,37 @@ class PlainImages(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.image_NHWC[index])), int(self.label_N[index])
 
 
-def plain_loader(image_NHWC: np.ndarray, label_N: np.ndarray, mean: Sequence[float], std: Sequence[float], *,
-                 batch_size: int, crop_padding: int, workers: int, device: torch.device) -> DataLoader:
+def plain_loader(
+    image_NHWC: np.ndarray,
+    label_N: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int,
+    crop_padding: int,
+    workers: int,
+    device: torch.device,
+) -> DataLoader:
     """A shuffling DataLoader over torchvision transforms: crop, flip, normalise."""
     from torchvision import transforms
 
-    transform = transforms.Compose([
-        transforms.RandomCrop(image_NHWC.shape[1], padding=crop_padding),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(mean, std),
-    ])
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(image_NHWC.shape[1], padding=crop_padding),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
     images = PlainImages(image_NHWC, label_N, transform)
-    return DataLoader(images, batch_size, shuffle=True, num_workers=workers,
-                      pin_memory=device.type == "cuda", persistent_workers=workers > 0)
+    return DataLoader(
+        images,
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
 
 
 def on_device(batches: Pairs, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -50,8 +67,13 @@ def on_device(batches: Pairs, device: torch.device) -> Iterator[tuple[Tensor, Te
         yield image.to(device, non_blocking=True), label.to(device, non_blocking=True)
 
 
-def plain_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Pairs,
-                dtype: torch.dtype = torch.float32, after_step: Callable[[], None] = lambda: None) -> float:
+def plain_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Pairs,
+    dtype: torch.dtype = torch.float32,
+    after_step: Callable[[], None] = lambda: None,
+) -> float:
     """One SGD step per batch on the mean cross-entropy; returns the last loss.
 
     Args:

@@ -1,4 +1,5 @@
-"""Write the measured tables of README.md from committed records: ``python -m rumfast.bench.readme [--check]``.
+"""Write the measured tables of README.md from committed records: ``python -m rumfast.bench.readme
+[--check]``.
 
 A block ``<!-- record: FILE -->`` … ``<!-- end -->`` is replaced by the table of ``bench/results/FILE``.
 """
@@ -37,13 +38,18 @@ def evaluation_table(record: Mapping[str, Any]) -> str:
     for plan in record["plans"]:
         cells = [_cell(plan["metrics"][metric]) for metric in METRICS]
         lines.append(f"| `{plan['name']}` | {' | '.join(cells)} | {plan['cost']:.0%} |")
-    bands = [f"{record['bands'][metric]['low']:.3f} – {record['bands'][metric]['high']:.3f}" for metric in METRICS]
+    bands = [
+        f"{record['bands'][metric]['low']:.3f} – {record['bands'][metric]['high']:.3f}" for metric in METRICS
+    ]
     lines.append(f"| *retrained* | {' | '.join(bands)} | 100% |")
     machine = record["environment"]
     where = machine["gpu"] or machine["cpu"]
-    lines += ["", f"{record['forget']['size']} of {record['dataset']['train']} training examples forgotten; "
-              f"{record['seeds']} seeds, {record['oracles']} oracles, {record['sweep']['members']} sweep members; "
-              f"{where}, torch {machine['torch']}, commit {machine['commit']}."]
+    lines += [
+        "",
+        f"{record['forget']['size']} of {record['dataset']['train']} training examples forgotten; "
+        f"{record['seeds']} seeds, {record['oracles']} oracles, {record['sweep']['members']} sweep members; "
+        f"{where}, torch {machine['torch']}, commit {machine['commit']}.",
+    ]
     return "\n".join(lines) + "\n"
 
 

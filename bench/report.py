@@ -22,8 +22,10 @@ def compare(record: Record, previous: Record, tolerance: float = 0.2) -> list[st
         if one.get("schema") != SCHEMA:
             raise DataError(f"{name}: schema is {one.get('schema')!r}, expected {SCHEMA!r}")
     if record["device"] != previous["device"]:
-        raise UsageError(f"compare: the earlier record was taken on {previous['device']}, this one on "
-                         f"{record['device']}; give one taken on the same kind of device")
+        raise UsageError(
+            f"compare: the earlier record was taken on {previous['device']}, this one on "
+            f"{record['device']}; give one taken on the same kind of device"
+        )
     now, before = _ratios(record), _ratios(previous)
     common = [key for key in before if key in now]
     if not common:
@@ -40,12 +42,21 @@ def compare(record: Record, previous: Record, tolerance: float = 0.2) -> list[st
 def _ratios(record: Record) -> dict[tuple[str, str, str, str], float]:
     return {
         (case["name"], case["shape"], case["dtype"], peer): ratio
-        for case in record["cases"] for peer, ratio in case["ratio"].items()
+        for case in record["cases"]
+        for peer, ratio in case["ratio"].items()
     }
 
 
-COLUMNS = ("case", "shape", "dtype", "ours, ms (p20–p80)", "peer", "its ms (p20–p80)", "ratio (p20–p80)",
-           "ours vs peer")
+COLUMNS = (
+    "case",
+    "shape",
+    "dtype",
+    "ours, ms (p20–p80)",
+    "peer",
+    "its ms (p20–p80)",
+    "ratio (p20–p80)",
+    "ours vs peer",
+)
 
 
 def table(record: Record) -> str:
@@ -73,8 +84,16 @@ def _rows(case: Mapping[str, Any]) -> list[str]:
         else:
             low, high = case["spread"][peer]
             measured, ratio = _time(times), f"{case['ratio'][peer]:.3g}× ({low:.3g}–{high:.3g})"
-        cells = (case["name"], case["shape"], case["dtype"], _time(case["ours"]), peer, measured, ratio,
-                 _notes(case, peer))
+        cells = (
+            case["name"],
+            case["shape"],
+            case["dtype"],
+            _time(case["ours"]),
+            peer,
+            measured,
+            ratio,
+            _notes(case, peer),
+        )
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 

@@ -1,7 +1,5 @@
 """What all suites of one run share: the device, sizes it can bear, its measured roofline, and random data."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,25 +53,16 @@ def roofline(device: torch.device, quick: bool) -> tuple[float, dict[str, float]
     source, target = torch.rand(floats, device=device), torch.empty(floats, device=device)
     width = 8192 if cuda else 1024
     dtypes = [torch.float32] + [torch.bfloat16] * (pick_precision("auto", device) == torch.bfloat16)
-    factors = {str(dtype).removeprefix("torch."): torch.rand(width, width, device=device).to(dtype)
-               for dtype in dtypes}
+    factors = {
+        str(dtype).removeprefix("torch."): torch.rand(width, width, device=device).to(dtype)
+        for dtype in dtypes
+    }
     variants: dict[str, Call] = {"copy": partial(target.copy_, source)}
     variants |= {name: partial(torch.mm, factor, factor) for name, factor in factors.items()}
     samples = interleave(variants, rounds, device, warmup=2)
     ms = {name: float(np.median(times)) for name, times in samples.items()}
     rates = {name: 2 * width**3 / ms[name] / 1e6 for name in factors}
     return 2 * source.nbytes / ms["copy"] / 1e6, rates
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """A single torch thread within, which is what each of the local engine's workers has on a CPU."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def random_dataset(examples: int, size: int = 32) -> Dataset:

@@ -53,8 +53,16 @@ def cases(setting: Setting) -> list[dict[str, Any]]:
     examples = f"{len(spec.subset(0, len(data)))} of {len(data)} examples"
     shape = f"{config.arch}, digits, {examples}, {config.epochs} epochs, members {members}"
     means = {variant: float(np.mean(values)) for variant, values in accuracy.items()}
-    return [case("sweep", shape, spec.precision.removeprefix("torch."), samples,
-                 throughput=("members/h", 3600 * members), notes={"test accuracy": means})]
+    return [
+        case(
+            "sweep",
+            shape,
+            spec.precision.removeprefix("torch."),
+            samples,
+            throughput=("members/h", 3600 * members),
+            notes={"test accuracy": means},
+        )
+    ]
 
 
 def recipe(epochs: int) -> TrainConfig:
@@ -68,8 +76,9 @@ def keeping(accuracy: list[float], sweep: Callable[[], list[float]]) -> Call:
     return lambda: accuracy.extend(sweep())
 
 
-def engine_sweeps(engine: LocalEngine, root: Path, spec: PopulationSpec,
-                  members: int) -> Callable[[], list[float]]:
+def engine_sweeps(
+    engine: LocalEngine, root: Path, spec: PopulationSpec, members: int
+) -> Callable[[], list[float]]:
     """Ours: each call trains a new population of ``members`` and returns their test accuracies."""
     seeds = count()
 
@@ -89,8 +98,13 @@ def prepare(folder: Path, data: Dataset, spec: PopulationSpec, members: int) -> 
     steps = math.ceil(ids_MN.shape[1] / spec.train.batch_size)  # per epoch
     lr_of_step = [learning_rate(spec.train, step / steps) for step in range(spec.train.epochs * steps + 1)]
     np.savez(
-        folder / "arrays.npz", train_image=data.train.image_NHWC, train_label=data.train.label_N,
-        test_image=data.test.image_NHWC, test_label=data.test.label_N, mean=data.mean, std=data.std,
+        folder / "arrays.npz",
+        train_image=data.train.image_NHWC,
+        train_label=data.train.label_N,
+        test_image=data.test.image_NHWC,
+        test_label=data.test.label_N,
+        mean=data.mean,
+        std=data.std,
         ids=ids_MN,
     )
     full = spec.train.model_dump() | {"classes": len(data.classes), "lr_of_step": lr_of_step}

@@ -12,8 +12,9 @@ Call = Callable[[], Any]
 COLD_BYTES = 256 << 20  # more than the L2 cache of any GPU
 
 
-def interleave(variants: Mapping[str, Call], rounds: int, device: torch.device | None = None,
-               warmup: int = 1) -> dict[str, list[float]]:
+def interleave(
+    variants: Mapping[str, Call], rounds: int, device: torch.device | None = None, warmup: int = 1
+) -> dict[str, list[float]]:
     """Milliseconds of each variant in each of ``rounds`` rounds, all variants in order within a round.
 
     On CUDA, calls are timed by events with a cold L2 cache, from launch to the last kernel's end; elsewhere

@@ -42,8 +42,17 @@ def cases(setting: Setting) -> list[dict[str, Any]]:
     gflop = len(data) * gflop_per_image(config.arch)
     rate = {name: 1000 * gflop / min(ms) for name, ms in samples.items()}
     notes = {"GFLOP/s at best": rate} | ({"peak MB": peak} if peak else {})
-    return [case("train epoch", shape, dtype, samples, missing=missing, throughput=("images/s", len(data)),
-                 notes=notes)]
+    return [
+        case(
+            "train epoch",
+            shape,
+            dtype,
+            samples,
+            missing=missing,
+            throughput=("images/s", len(data)),
+            notes=notes,
+        )
+    ]
 
 
 def learner_epochs(learner: Learner) -> Call:
@@ -58,9 +67,16 @@ def learner_epochs(learner: Learner) -> Call:
 def plain_epochs(data: Dataset, config: TrainConfig, setting: Setting) -> Call:
     """The loop of most research code: DataLoader and torchvision transforms, float32, contiguous layout."""
     workers = 8 if setting.device.type == "cuda" else 0  # on a CPU they would take cores from the model
-    loader = plain_loader(data.train.image_NHWC, data.train.label_N, data.mean, data.std,
-                          batch_size=config.batch_size, crop_padding=config.crop_padding, workers=workers,
-                          device=setting.device)
+    loader = plain_loader(
+        data.train.image_NHWC,
+        data.train.label_N,
+        data.mean,
+        data.std,
+        batch_size=config.batch_size,
+        crop_padding=config.crop_padding,
+        workers=workers,
+        device=setting.device,
+    )
     model = _model(config, setting.device).to(memory_format=torch.contiguous_format)
     optimizer = plain_sgd(model, config)
     return lambda: plain_epoch(model, optimizer, on_device(loader, setting.device))
@@ -83,8 +99,13 @@ def pairs(learner: Learner, ids: Tensor, seed: int) -> Iterator[tuple[Tensor, Te
 
 def plain_sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     """SGD in its foreach form, torch's default on CUDA."""
-    return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum,
-                           weight_decay=config.weight_decay, foreach=True)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        foreach=True,
+    )
 
 
 def gflop_per_image(arch: str, size: int = 32) -> float:

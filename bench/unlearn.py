@@ -8,10 +8,11 @@ import torch
 
 from rumfast.algorithms import ALGORITHMS
 from rumfast.bench.cases import OURS, case
-from rumfast.bench.setting import Setting, one_thread
+from rumfast.bench.setting import Setting
 from rumfast.bench.sweep import recipe
 from rumfast.bench.timing import Call, interleave
 from rumfast.data import Split, load_dataset, select_forget
+from rumfast.runtime import cpu_threads
 from rumfast.training import Learner
 
 TRAIN, RETRAIN = "training", "retraining"
@@ -31,7 +32,7 @@ def cases(setting: Setting) -> list[dict[str, Any]]:
     data = data.take(setting.size(300, 1400, 1400), 100)
     learner = Learner(data, recipe(epochs=20), str(setting.device))
     split = select_forget(f"random:{len(data) // 10}", data.train.label_N)
-    with one_thread():
+    with cpu_threads(1):
         variants = algorithms(learner, split)
         gradients = {name: spent(learner, call) for name, call in variants.items()}
         samples = interleave(variants, 3 if setting.quick else 5, setting.device, warmup=0)
@@ -67,8 +68,9 @@ def spent(learner: Learner, call: Call) -> int:
     return learner.examples - before
 
 
-def _two_cases(name: str, shape: str, learner: Learner, samples: dict[str, list[float]],
-               gradients: dict[str, int]) -> list[dict[str, Any]]:
+def _two_cases(
+    name: str, shape: str, learner: Learner, samples: dict[str, list[float]], gradients: dict[str, int]
+) -> list[dict[str, Any]]:
     per_gradient = {
         variant: (SAMPLED / gradients[own] * np.array(samples[own])).tolist()
         for variant, own in ((OURS, name), (TRAIN, TRAIN))

@@ -9,8 +9,12 @@ from rumfast.cli.benchmarks import bench
 from rumfast.cli.options import After, Device, Forget, Json, Out, RecipeArgument, Workers, recipe_for
 from rumfast.cli.output import show, show_evaluation
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Refined unlearning (RUM), fast: score, refine, unlearn, audit and report.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Refined unlearning (RUM), fast: score, refine, unlearn, audit and report.",
+)
 app.add_typer(data.app, name="data")
 app.add_typer(sweep.app, name="sweep")
 app.command()(bench)
@@ -32,8 +36,9 @@ def doctor(json_output: Json = False) -> None:
 
 
 @app.command()
-def demo(out: Out = Path("runs/demo"), device: Device = "auto", workers: Workers = None,
-         json_output: Json = False) -> None:
+def demo(
+    out: Out = Path("runs/demo"), device: Device = "auto", workers: Workers = None, json_output: Json = False
+) -> None:
     """Run the whole pipeline on scikit-learn's digits, in about two minutes on two CPU cores."""
     _stages("digits.toml", out, "report", device, workers, json_output)
 
@@ -52,8 +57,16 @@ VERBS = {
 
 def _add_verb(name: str, until: str, text: str) -> None:
     @app.command(name, help=text)
-    def verb(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
-             forget: Forget = None, after: After = None, json_output: Json = False) -> None:
+    def verb(
+        recipe: RecipeArgument = None,
+        *,
+        out: Out,
+        device: Device = "auto",
+        workers: Workers = None,
+        forget: Forget = None,
+        after: After = None,
+        json_output: Json = False,
+    ) -> None:
         _stages(recipe, out, until, device, workers, json_output, forget, after)
 
 
@@ -61,8 +74,16 @@ for _name, (_until, _text) in VERBS.items():
     _add_verb(_name, _until, _text)
 
 
-def _stages(recipe: str | None, out: Path, until: str, device: str, workers: int | None, json_output: bool,
-            forget: str | None = None, after: str | None = None) -> None:
+def _stages(
+    recipe: str | None,
+    out: Path,
+    until: str,
+    device: str,
+    workers: int | None,
+    json_output: bool,
+    forget: str | None = None,
+    after: str | None = None,
+) -> None:
     chosen = recipe_for(recipe, out, forget, after)
     from rumfast.pipeline import run as run_stages
 

@@ -14,7 +14,9 @@ Folder = Annotated[Path, typer.Argument(help="Packed folder.")]
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(help="digits, cifar10, cifar100, folder:DIR, parquet:DIR or npz:FILE.")],
+    source: Annotated[
+        str, typer.Argument(help="digits, cifar10, cifar100, folder:DIR, parquet:DIR or npz:FILE.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     label_noise: Annotated[float, typer.Option(help="Share of training labels to flip.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the flips.")] = 0,
@@ -45,6 +47,17 @@ def verify(folder: Folder, json_output: Json = False) -> None:
 
 
 def _brief(record: dict) -> dict:
-    shown = ("name", "source", "shape", "counts", "classes", "label_noise", "flipped", "mean", "std", "bytes",
-             "fingerprint")
+    shown = (
+        "name",
+        "source",
+        "shape",
+        "counts",
+        "classes",
+        "label_noise",
+        "flipped",
+        "mean",
+        "std",
+        "bytes",
+        "fingerprint",
+    )
     return {key: record[key] for key in shown if key in record}

@@ -5,19 +5,28 @@ from typing import Annotated, Any
 
 import typer
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; what it holds already is not redone.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder of the run; what it holds already is not redone.")
+]
 RecipeArgument = Annotated[
-    str | None, typer.Argument(help="Recipe file or shipped name; default: the one in --out.", metavar="[RECIPE]")
+    str | None,
+    typer.Argument(help="Recipe file or shipped name; default: the one in --out.", metavar="[RECIPE]"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:INDEX.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Training processes; default: one per core, or per GPU.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Forget = Annotated[str | None, typer.Option(
-    help="ids:FILE, class:K, random:N, memorization:low|mid|high|mixed:N, or mislabeled; overrides the recipe.")]
-After = Annotated[str | None, typer.Option(
-    "--from", help="Unlearned models of an earlier request (RUN/unlearned/PLAN) to start from.")]
+Forget = Annotated[
+    str | None,
+    typer.Option(
+        help="ids:FILE, class:K, random:N, memorization:low|mid|high|mixed:N, mislabeled; not the recipe's."
+    ),
+]
+After = Annotated[
+    str | None,
+    typer.Option("--from", help="Unlearned models of an earlier request (RUN/unlearned/PLAN) to start from."),
+]
 Members = Annotated[str | None, typer.Option(help="Part of the sweep, e.g. 0:400.")]
 
 

@@ -27,8 +27,11 @@ def show_evaluation(summary: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary))
         return
-    table = Table(title=f"{summary['name']}: forget {summary['forget']['size']} of {summary['dataset']['train']} "
-                        f"examples ({summary['forget']['request']})", title_justify="left")
+    table = Table(
+        title=f"{summary['name']}: forget {summary['forget']['size']} of {summary['dataset']['train']} "
+        f"examples ({summary['forget']['request']})",
+        title_justify="left",
+    )
     table.add_column("plan")
     for metric in METRICS:
         table.add_column(summary["metrics"][metric]["label"], justify="right")
@@ -40,9 +43,12 @@ def show_evaluation(summary: Mapping[str, Any], as_json: bool) -> None:
     table.add_row("oracle", *(_band(summary["bands"][metric]) for metric in METRICS), "100%")
     _console().print(table)
     _console().print(
-        f"Mean ± half of the 95 % t-interval over {summary['seeds']} seeds; * inside the band of a genuine retrain, "
-        f"in the last row (95 % prediction interval from {summary['oracles']} oracles). "
-        "Cost: gradients taken, as a share of retraining's.", highlight=False, soft_wrap=True)
+        f"Mean ± half of the 95 % t-interval over {summary['seeds']} seeds; * inside the band of a genuine "
+        f"retrain, in the last row (95 % prediction interval from {summary['oracles']} oracles). "
+        "Cost: gradients taken, as a share of retraining's.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _console() -> Console:

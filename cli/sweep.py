@@ -11,7 +11,9 @@ app = typer.Typer(no_args_is_help=True, help="Train the models that memorization
 Engine = Annotated[str, typer.Option(help="local: processes on this machine.")]
 
 
-def _sweep(recipe: str | None, out: Any, engine: Any, device: str, members: range | None = None) -> tuple[Any, int]:
+def _sweep(
+    recipe: str | None, out: Any, engine: Any, device: str, members: range | None = None
+) -> tuple[Any, int]:
     """The sweep's population, and the number of members it is about."""
     from rumfast.pipeline import Run
 
@@ -30,10 +32,16 @@ def _engine(name: str, workers: int | None, device: str) -> Any:
 
 
 @app.command()
-def plan(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
-         engine: Engine = "local",
-         usd_per_gpu_hour: Annotated[float | None, typer.Option(help="Price of one device.")] = None,
-         json_output: Json = False) -> None:
+def plan(
+    recipe: RecipeArgument = None,
+    *,
+    out: Out,
+    device: Device = "auto",
+    workers: Workers = None,
+    engine: Engine = "local",
+    usd_per_gpu_hour: Annotated[float | None, typer.Option(help="Price of one device.")] = None,
+    json_output: Json = False,
+) -> None:
     """Train two members per worker, then say what the whole sweep takes."""
     from rumfast.sweeps.upkeep import estimate
 
@@ -43,8 +51,16 @@ def plan(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", wo
 
 
 @app.command()
-def run(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", workers: Workers = None,
-        engine: Engine = "local", members: Members = None, json_output: Json = False) -> None:
+def run(
+    recipe: RecipeArgument = None,
+    *,
+    out: Out,
+    device: Device = "auto",
+    workers: Workers = None,
+    engine: Engine = "local",
+    members: Members = None,
+    json_output: Json = False,
+) -> None:
     """Train the members that are missing, all or those of --members."""
     from rumfast.sweeps.run import train_members
     from rumfast.sweeps.upkeep import status as count
@@ -56,7 +72,9 @@ def run(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", wor
 
 
 @app.command()
-def status(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", json_output: Json = False) -> None:
+def status(
+    recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", json_output: Json = False
+) -> None:
     """Count complete, missing and diverged members."""
     from rumfast.sweeps.upkeep import status as count
 
@@ -64,9 +82,14 @@ def status(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", 
 
 
 @app.command()
-def verify(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto",
-           repair: Annotated[bool, typer.Option("--repair", help="Delete damaged records.")] = False,
-           json_output: Json = False) -> None:
+def verify(
+    recipe: RecipeArgument = None,
+    *,
+    out: Out,
+    device: Device = "auto",
+    repair: Annotated[bool, typer.Option("--repair", help="Delete damaged records.")] = False,
+    json_output: Json = False,
+) -> None:
     """Read every record back; exit 4 if one is damaged and was not repaired."""
     from rumfast.errors import DataError
     from rumfast.sweeps.upkeep import verify as check
@@ -74,11 +97,15 @@ def verify(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto",
     result = check(*_sweep(recipe, out, None, device), repair=repair)
     show(result, json_output, "sweep-verify")
     if result["damaged"] and not repair:
-        raise DataError(f"{len(result['damaged'])} records are damaged; --repair deletes them, then run the sweep again")
+        raise DataError(
+            f"{len(result['damaged'])} records are damaged; --repair deletes them, then run the sweep again"
+        )
 
 
 @app.command()
-def compact(recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", json_output: Json = False) -> None:
+def compact(
+    recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", json_output: Json = False
+) -> None:
     """Stack the records into arrays [M, N] to be memory-mapped."""
     from rumfast.sweeps.upkeep import compact as stack
 

@@ -43,13 +43,17 @@ def margins(logits: Tensor, label: Tensor) -> Margins:
     2.0
     """
     if logits.ndim < 2 or label.ndim != 1 or logits.shape[-2] != label.shape[0]:
-        raise ValueError(f"margins: logits [..., N, C] and label [N] expected, got {tuple(logits.shape)} "
-                         f"and {tuple(label.shape)}")
+        raise ValueError(
+            f"margins: logits [..., N, C] and label [N] expected, got {tuple(logits.shape)} "
+            f"and {tuple(label.shape)}"
+        )
     classes = logits.shape[-1]
     if classes < 2:
         raise ValueError(f"margins: got {classes} class, expected at least 2: one class has no margin")
     if label.numel() and not (0 <= int(label.min()) and int(label.max()) < classes):
-        raise ValueError(f"margins: labels span {int(label.min())}..{int(label.max())}, expected 0..{classes - 1}")
+        raise ValueError(
+            f"margins: labels span {int(label.min())}..{int(label.max())}, expected 0..{classes - 1}"
+        )
     logits = logits.float()
     index = label.expand(logits.shape[:-1]).unsqueeze(-1)
     own = logits.gather(-1, index).squeeze(-1)

@@ -32,11 +32,14 @@ def moments(embedding_ND: Tensor, group_N: Tensor, groups: int) -> Moments:
     [2.0]
     """
     if embedding_ND.ndim != 2 or group_N.shape != embedding_ND.shape[:1]:
-        raise ValueError(f"moments: embedding [N, D] and group [N] expected, got {tuple(embedding_ND.shape)} "
-                         f"and {tuple(group_N.shape)}")
+        raise ValueError(
+            f"moments: embedding [N, D] and group [N] expected, got {tuple(embedding_ND.shape)} "
+            f"and {tuple(group_N.shape)}"
+        )
     if group_N.numel() and not (0 <= int(group_N.min()) and int(group_N.max()) < groups):
-        raise ValueError(f"moments: groups span {int(group_N.min())}..{int(group_N.max())}, "
-                         f"expected 0..{groups - 1}")
+        raise ValueError(
+            f"moments: groups span {int(group_N.min())}..{int(group_N.max())}, expected 0..{groups - 1}"
+        )
     count_G = torch.bincount(group_N, minlength=groups)
     by_group_ND = embedding_ND[group_N.argsort(stable=True)]
     mean_GD = embedding_ND.new_zeros(groups, embedding_ND.shape[1], dtype=torch.float64)
@@ -46,4 +49,3 @@ def moments(embedding_ND: Tensor, group_N: Tensor, groups: int) -> Moments:
             mean_GD[group] = points.mean(0, dtype=torch.float64)
             scatter_G[group] = (points.double() - mean_GD[group]).square_().sum()
     return Moments(count_G, mean_GD, scatter_G)
-

@@ -92,7 +92,9 @@ class UnlearnConfig(Strict):
     """What all plans share."""
 
     retain: Literal["remaining", "final"] = "remaining"  # are groups still to come trained on meanwhile?
-    budget_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # total, in passes over the training set
+    budget_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = (
+        None  # total, in passes over the training set
+    )
 
 
 class EvaluateConfig(Strict):
@@ -100,7 +102,9 @@ class EvaluateConfig(Strict):
 
     seeds: Positive = 3  # originals, each unlearned by every plan
     oracles: Annotated[int, Field(ge=2)] = 3
-    mia_examples: Annotated[int, Field(ge=10)] = 5000  # most members, and non-members, the attack is fitted on
+    mia_examples: Annotated[int, Field(ge=10)] = (
+        5000  # most members, and non-members, the attack is fitted on
+    )
 
 
 class Recipe(Strict):
@@ -133,7 +137,10 @@ def load_recipe(path: str | Path) -> Recipe:
     if not os.path.exists(file):
         shipped = resources.files("rumfast.recipes") / file.name
         if file.parent != Path(".") or file.suffix != ".toml" or not shipped.is_file():
-            raise UsageError(f"recipe: no file {file} and none shipped of that name; shipped: {', '.join(shipped_recipes())}")
+            raise UsageError(
+                f"recipe: no file {file} and none shipped of that name; "
+                f"shipped: {', '.join(shipped_recipes())}"
+            )
         return parse_recipe(shipped.read_text(encoding="utf-8"), str(path))
     try:
         return parse_recipe(file.read_text(encoding="utf-8"), str(path))
@@ -147,7 +154,10 @@ def parse_recipe(text: str, origin: str) -> Recipe:
         return Recipe.model_validate(tomllib.loads(text))
     except ValidationError as error:
         raise UsageError(f"{origin}: {explain(error)}") from None
-    except (ValueError, RecursionError) as error:  # tomllib's own is a ValueError; integers may be too long for int()
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # tomllib's own is a ValueError; integers may be too long for int()
         raise UsageError(f"{origin}: not valid TOML: {error}") from None
 
 
@@ -158,7 +168,9 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes in the package."""
-    return sorted(file.name for file in resources.files("rumfast.recipes").iterdir() if file.name.endswith(".toml"))
+    return sorted(
+        file.name for file in resources.files("rumfast.recipes").iterdir() if file.name.endswith(".toml")
+    )
 
 
 def explain(error: ValidationError) -> str:

@@ -32,10 +32,17 @@ def examine() -> list[Check]:
         Check("python, torch, triton", f"{found['python']}, {found['torch']}, {found['triton']}", True),
         Check("device", where, True, "" if device.type == "cuda" else "full-size recipes want a CUDA GPU"),
         Check("precision", f"{precision}, chosen by --device {device.type} where a recipe says auto", True),
-        Check("training step", "compiled" if device.type == "cuda" else "eager: compiling gains nothing on a CPU", True),
+        Check(
+            "training step",
+            "compiled" if device.type == "cuda" else "eager: compiling gains nothing on a CPU",
+            True,
+        ),
         Check("sweep workers", f"{workers} processes", True),
-        _optional("ffcv", "needed by 'rumfast data pack' and the streaming loader",
-                  f"{FFCV_LIBRARIES} && pip install 'rumfast[ffcv]'"),
+        _optional(
+            "ffcv",
+            "needed by 'rumfast data pack' and the streaming loader",
+            f"{FFCV_LIBRARIES} && pip install 'rumfast[ffcv]'",
+        ),
         _optional("pyarrow", "needed by parquet: sources", "pip install 'rumfast[parquet]'"),
         Check("free disk here", f"{free:.0f} GiB", free > 1, "" if free > 1 else "free at least 1 GiB"),
     ]
@@ -43,4 +50,6 @@ def examine() -> list[Check]:
 
 def _optional(package: str, purpose: str, install: str) -> Check:
     present = importlib.util.find_spec(package) is not None
-    return Check(package, "installed" if present else f"missing: {purpose}", present, "" if present else install)
+    return Check(
+        package, "installed" if present else f"missing: {purpose}", present, "" if present else install
+    )

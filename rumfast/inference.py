@@ -69,7 +69,9 @@ def embeddings_of(model: Classifier, data: Dataset, examples: Examples) -> np.nd
 
 
 @torch.no_grad()
-def _map(model: Classifier, function: Callable[[Tensor], Tensor], data: Dataset, examples: Examples) -> np.ndarray:
+def _map(
+    model: Classifier, function: Callable[[Tensor], Tensor], data: Dataset, examples: Examples
+) -> np.ndarray:
     device = next(model.parameters()).device
     loader = ResidentLoader(examples, data.mean, data.std, device=device, batch_size=EVALUATION_BATCH)
     was_training = model.training

@@ -78,7 +78,14 @@ class Classifier(nn.Module):
 class ResNet(Classifier):
     """A stem, then stages of blocks, each stage but the first halving the image and doubling the channels."""
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], width: int, stem_stride: int, classes: int) -> None:
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, ...],
+        width: int,
+        stem_stride: int,
+        classes: int,
+    ) -> None:
         super().__init__()
         self.conv1, self.bn1 = _conv_bn(3, width, 3, stem_stride)
         self.stages = len(depths)
@@ -106,10 +113,14 @@ class ResNet9(Classifier):
         super().__init__()
         self.stem = _conv_bn_relu(3, width, stem_stride)
         self.layer1 = nn.Sequential(_conv_bn_relu(width, 2 * width), nn.MaxPool2d(2))
-        self.residual1 = nn.Sequential(_conv_bn_relu(2 * width, 2 * width), _conv_bn_relu(2 * width, 2 * width))
+        self.residual1 = nn.Sequential(
+            _conv_bn_relu(2 * width, 2 * width), _conv_bn_relu(2 * width, 2 * width)
+        )
         self.layer2 = nn.Sequential(_conv_bn_relu(2 * width, 4 * width), nn.MaxPool2d(2))
         self.layer3 = nn.Sequential(_conv_bn_relu(4 * width, 8 * width), nn.MaxPool2d(2))
-        self.residual3 = nn.Sequential(_conv_bn_relu(8 * width, 8 * width), _conv_bn_relu(8 * width, 8 * width))
+        self.residual3 = nn.Sequential(
+            _conv_bn_relu(8 * width, 8 * width), _conv_bn_relu(8 * width, 8 * width)
+        )
         self.fc = nn.Linear(8 * width, classes)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -132,7 +143,9 @@ ARCHITECTURES: dict[str, tuple[int, Callable[[int, int, int], Classifier]]] = {
 }
 
 
-def build_model(arch: str, classes: int, *, width: int | None = None, stem_stride: int = 1, seed: int = 0) -> Classifier:
+def build_model(
+    arch: str, classes: int, *, width: int | None = None, stem_stride: int = 1, seed: int = 0
+) -> Classifier:
     """Build an architecture with weights drawn from ``seed`` (see :func:`initialize_`).
 
     >>> build_model("resnet8", classes=10)(torch.zeros(2, 3, 8, 8)).shape

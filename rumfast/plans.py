@@ -23,7 +23,9 @@ from rumfast.training import Learner
 Retain = Literal["remaining", "final"]
 WHOLE = "all"  # the forget set at once, unrefined
 EACH = "each"  # every group in turn
-_STEP = re.compile(r"^(?:(?P<group>[\w.-]+)\s*:)?\s*(?P<algorithm>\w+)\s*(?:\((?P<arguments>.*)\))?$", re.DOTALL)
+_STEP = re.compile(
+    r"^(?:(?P<group>[\w.-]+)\s*:)?\s*(?P<algorithm>\w+)\s*(?:\((?P<arguments>.*)\))?$", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,14 @@ def parse_plan(text: str) -> tuple[Step, ...]:
 def _parse_step(part: str, plan: str) -> Step:
     match = _STEP.match(part)
     if match is None:
-        raise UsageError(f"plan {plan!r}: cannot read step {part!r}, expected GROUP: ALGORITHM(key=number, ...)")
+        raise UsageError(
+            f"plan {plan!r}: cannot read step {part!r}, expected GROUP: ALGORITHM(key=number, ...)"
+        )
     name = match["algorithm"]
     if name not in ALGORITHMS:
-        raise UsageError(f"plan {plan!r}: algorithm {name!r} is unknown, expected one of {', '.join(ALGORITHMS)}")
+        raise UsageError(
+            f"plan {plan!r}: algorithm {name!r} is unknown, expected one of {', '.join(ALGORITHMS)}"
+        )
     values = {}
     for pair in filter(None, (text.strip() for text in (match["arguments"] or "").split(","))):
         key, equals, value = (text.strip() for text in pair.partition("="))
@@ -112,23 +118,26 @@ def bind(steps: Sequence[Step], groups: Sequence[Group]) -> list[tuple[Step, Gro
         return [(replace(steps[0], group=group.name), group) for group in groups]
     by_name = {group.name: group for group in groups}
     if by_name.keys() != {step.group for step in steps}:
-        raise UsageError(f"plan {' > '.join(map(str, steps))!r}: the groups are {', '.join(by_name)}; "
-                         "the plan must name each of them once")
+        raise UsageError(
+            f"plan {' > '.join(map(str, steps))!r}: the groups are {', '.join(by_name)}; "
+            "the plan must name each of them once"
+        )
     return [(step, by_name[step.group]) for step in steps]
 
 
 def kept_ids(bound: Sequence[tuple[Step, Group]], index: int, retain: np.ndarray, mode: Retain) -> np.ndarray:
     """Ids that step ``index`` may train on: R, and with ``remaining`` also the groups still to come."""
-    later = [group.ids for _, group in bound[index + 1:]] if mode == "remaining" else []
+    later = [group.ids for _, group in bound[index + 1 :]] if mode == "remaining" else []
     return np.sort(np.concatenate([retain, *later]))
 
 
-def spread_budget(bound: Sequence[tuple[Step, Group]], retain: np.ndarray, mode: Retain, budget: float,
-                  batch_size: int) -> list[tuple[Step, Group]]:
+def spread_budget(
+    bound: Sequence[tuple[Step, Group]], retain: np.ndarray, mode: Retain, budget: float, batch_size: int
+) -> list[tuple[Step, Group]]:
     """Set each step's epochs so that the plan takes gradients of ``budget`` examples in all.
 
-    Steps that train share the budget in proportion to the epochs × examples the plan gives them, so a plan keeps
-    its balance at any budget. A plan of ``none`` alone takes nothing, and ``retrain`` what it takes.
+    Steps that train share the budget in proportion to the epochs × examples the plan gives them, so a plan
+    keeps its balance at any budget. A plan of ``none`` alone takes nothing, and ``retrain`` what it takes.
 
     Args:
         retain, mode: as :func:`run_plan` gets them.
@@ -148,7 +157,9 @@ def spread_budget(bound: Sequence[tuple[Step, Group]], retain: np.ndarray, mode:
         return list(bound)
     factor = (budget - fixed) / sum(costs)
     if factor <= 0:
-        raise UsageError(f"budget_epochs: {budget:.0f} examples do not cover the plan's fixed cost of {fixed}")
+        raise UsageError(
+            f"budget_epochs: {budget:.0f} examples do not cover the plan's fixed cost of {fixed}"
+        )
     return [(_with_epochs(step, factor), group) for step, group in bound]
 
 
@@ -158,8 +169,9 @@ def _with_epochs(step: Step, factor: float) -> Step:
     return replace(step, config=step.config.model_copy(update={"epochs": step.config.epochs * factor}))
 
 
-def run_plan(learner: Learner, bound: Sequence[tuple[Step, Group]], retain: np.ndarray, *, mode: Retain,
-             seed: int) -> Unlearned:
+def run_plan(
+    learner: Learner, bound: Sequence[tuple[Step, Group]], retain: np.ndarray, *, mode: Retain, seed: int
+) -> Unlearned:
     """Run a plan on the learner's model, in place.
 
     Args:
@@ -173,13 +185,27 @@ def run_plan(learner: Learner, bound: Sequence[tuple[Step, Group]], retain: np.n
         run = ALGORITHMS[step.algorithm].run
         run(learner, forget_F, kept_R, step.config, derive_seed("step", seed, index))
     learner.model.eval()
-    return Unlearned(learner.model, learner.examples - before, time.perf_counter() - started,
-                     tuple(str(step) for step, _ in bound))
+    return Unlearned(
+        learner.model,
+        learner.examples - before,
+        time.perf_counter() - started,
+        tuple(str(step) for step, _ in bound),
+    )
 
 
-def rum(original: Classifier, data: Dataset, split: Split, groups: Sequence[Group], plan: str | Sequence[str],
-        config: TrainConfig | None = None, *, retain: Retain = "remaining", budget: int | None = None,
-        seed: int = 0, device: str = "auto") -> Unlearned:
+def rum(
+    original: Classifier,
+    data: Dataset,
+    split: Split,
+    groups: Sequence[Group],
+    plan: str | Sequence[str],
+    config: TrainConfig | None = None,
+    *,
+    retain: Retain = "remaining",
+    budget: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Unlearned:
     """Unlearn the groups of a refined forget set in sequence (Zhao et al. 2024, section 5).
 
     Args:
@@ -205,5 +231,7 @@ def rum(original: Classifier, data: Dataset, split: Split, groups: Sequence[Grou
 
 def _in_order(algorithms: Sequence[str], groups: Sequence[Group]) -> str:
     if len(algorithms) != len(groups):
-        raise UsageError(f"plan: got {len(algorithms)} algorithms for {len(groups)} groups, expected one each")
+        raise UsageError(
+            f"plan: got {len(algorithms)} algorithms for {len(groups)} groups, expected one each"
+        )
     return " > ".join(f"{group.name}: {name}" for name, group in zip(algorithms, groups, strict=True))

@@ -19,8 +19,8 @@ class Group(NamedTuple):
 def refine(forget: np.ndarray, score_N: np.ndarray, groups: int = 3) -> tuple[Group, ...]:
     """Cut a forget set into ``groups`` groups of nearly equal size, from the lowest to the highest score.
 
-    Ties are cut by example id. Sizes differ by at most one, the larger groups first. Three groups are called low,
-    mid and high; more are called g1, g2, …
+    Ties are cut by example id. Sizes differ by at most one, the larger groups first. Three groups are called
+    low, mid and high; more are called g1, g2, …
 
     Args:
         forget: [F] int64 unique example ids.
@@ -35,8 +35,10 @@ def refine(forget: np.ndarray, score_N: np.ndarray, groups: int = 3) -> tuple[Gr
     _check_count(forget, groups)
     score_F = score_N[forget]
     if np.isnan(score_F).any():
-        raise DataError(f"refine: {int(np.isnan(score_F).sum())} of {len(forget)} forgotten examples have no score "
-                        f"(first: id {int(forget[np.isnan(score_F)][0])}); train more sweep members")
+        raise DataError(
+            f"refine: {int(np.isnan(score_F).sum())} of {len(forget)} forgotten examples have no score "
+            f"(first: id {int(forget[np.isnan(score_F)][0])}); train more sweep members"
+        )
     return _cut(forget[np.lexsort((forget, score_F))], groups)
 
 
@@ -61,4 +63,6 @@ def _check_count(forget: np.ndarray, groups: int) -> None:
 
 def _cut(ordered: np.ndarray, groups: int) -> tuple[Group, ...]:
     names = NAMES.get(groups, tuple(f"g{index + 1}" for index in range(groups)))
-    return tuple(Group(name, np.sort(part)) for name, part in zip(names, np.array_split(ordered, groups), strict=True))
+    return tuple(
+        Group(name, np.sort(part)) for name, part in zip(names, np.array_split(ordered, groups), strict=True)
+    )

@@ -58,17 +58,6 @@ def usable_cores() -> int:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one CPU thread, as sweep workers do: sums then do not depend on the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
     """Let torch use ``count`` CPU threads within the block."""
     before = torch.get_num_threads()

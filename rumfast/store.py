@@ -26,8 +26,19 @@ from rumfast.errors import DataError, MismatchError, StorageError
 
 TEMPORARY = ".partial-"
 ENTRIES_FROM_END = 12  # bytes from the end of a zip file to its number of entries
-DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError,
-          OverflowError, zipfile.BadZipFile, zlib.error)  # all that numpy and zipfile raise on bytes they cannot read
+DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+)  # all that numpy and zipfile raise on bytes they cannot read
 
 
 class RunDir:
@@ -94,11 +105,14 @@ def _link(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError:
         if content_digest(temporary) != content_digest(path):
-            raise MismatchError(f"{path}: exists with other content; it was kept. Use another --out") from None
+            raise MismatchError(
+                f"{path}: exists with other content; it was kept. Use another --out"
+            ) from None
 
 
 def _lock(handle: int) -> bool:
-    """Lock a temporary file or folder until ``handle`` is closed or the process dies; False if another holds it."""
+    """Lock a temporary file or folder until ``handle`` is closed or the process dies; False if another holds
+    it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -173,7 +187,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except DAMAGE as error:
-        raise DataError(f"{path}: damaged or not an npz file: {error}; delete it to have it made again") from None
+        raise DataError(
+            f"{path}: damaged or not an npz file: {error}; delete it to have it made again"
+        ) from None
 
 
 def content_digest(path: Path) -> str:
@@ -249,8 +265,10 @@ def require_same(path: Path, ours: BaseModel, theirs: BaseModel) -> None:
     """
     differences = list(_differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json")))
     if differences:
-        raise MismatchError(f"{path}: made with another configuration: {'; '.join(differences)}. "
-                            "Use another --out, or the old recipe")
+        raise MismatchError(
+            f"{path}: made with another configuration: {'; '.join(differences)}. "
+            "Use another --out, or the old recipe"
+        )
 
 
 def _differences(theirs: Any, ours: Any, field: str = "") -> Any:

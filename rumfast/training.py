@@ -15,30 +15,38 @@ from rumfast.loaders import Batch, ResidentLoader
 from rumfast.models import Classifier, build_model, initialize_
 from rumfast.runtime import cpu_threads, pick_device, pick_precision
 
-# Values in the stem's output for one batch, below which a CPU trains faster on one thread than on two (11 078 against
-# 133 images/s for digits on two busy cores: threads of a small step mostly wait for each other).
+# Values in the stem's output for one batch, below which a CPU trains faster on one thread than on several:
+# threads of small steps mostly wait for each other (digits, two busy cores: 11 000 against 130 images/s).
 SMALL_STEP = 2**20
 
 
 class Learner:
     """A model on its device, with the data and the recipe it learns from.
 
-    One learner serves many models in turn: weights are redrawn or loaded *in place*, so that a compiled step is
-    compiled once. ``examples`` counts every example a gradient was taken of, which is the budget that plans
-    are compared at.
+    One learner serves many models in turn: weights are redrawn or loaded *in place*, so that a compiled step
+    is compiled once. ``examples`` counts every example a gradient was taken of, which is the budget that
+    plans are compared at.
     """
 
-    def __init__(self, data: Dataset, config: TrainConfig, device: str = "auto", *,
-                 model: Classifier | None = None) -> None:
+    def __init__(
+        self, data: Dataset, config: TrainConfig, device: str = "auto", *, model: Classifier | None = None
+    ) -> None:
         self.config = config
         self.device = pick_device(device)
         self.dtype = pick_precision(config.precision, self.device)
         self.loader = ResidentLoader(
-            data.train, data.mean, data.std, device=self.device, batch_size=config.batch_size,
-            flip=config.flip, crop_padding=config.crop_padding,
+            data.train,
+            data.mean,
+            data.std,
+            device=self.device,
+            batch_size=config.batch_size,
+            flip=config.flip,
+            crop_padding=config.crop_padding,
         )
         if model is None:
-            model = build_model(config.arch, len(data.classes), width=config.width, stem_stride=config.stem_stride)
+            model = build_model(
+                config.arch, len(data.classes), width=config.width, stem_stride=config.stem_stride
+            )
         self.model: Classifier = model.to(self.device)
         compiles = config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda")
         self._forward = torch.compile(self.model, dynamic=False) if compiles else self.model
@@ -58,7 +66,8 @@ class Learner:
         )
 
     def batches(self, ids: Tensor, epochs: float, seed: int) -> Iterator[Batch]:
-        """Shuffled batches of ``ids`` for ``epochs`` passes; a fraction of a pass is rounded up to whole batches."""
+        """Shuffled batches of ``ids`` for ``epochs`` passes; a fraction of a pass is rounded up to whole
+        batches."""
         steps = math.ceil(round(epochs * self.steps_per_epoch(len(ids)), 9))
         passes = (self.loader.epoch(ids, epoch, seed=seed) for epoch in count())
         return islice((batch for one_pass in passes for batch in one_pass), steps)
@@ -67,13 +76,17 @@ class Learner:
         """Batches in one pass over ``examples`` examples."""
         return math.ceil(examples / self.config.batch_size)
 
-    def descend(self, batches: Iterator[Batch], optimizer: torch.optim.Optimizer,
-                loss_of: Callable[[Batch], tuple[Tensor, int]],
-                after_step: Callable[[int], None] | None = None) -> float:
+    def descend(
+        self,
+        batches: Iterator[Batch],
+        optimizer: torch.optim.Optimizer,
+        loss_of: Callable[[Batch], tuple[Tensor, int]],
+        after_step: Callable[[int], None] | None = None,
+    ) -> float:
         """Take one SGD step per batch on ``loss_of(batch)``, which also says how many examples it used.
 
-        Returns the last step's loss. The loss stays on the device until the end: a host sync per step costs more
-        than the step of a small model.
+        Returns the last step's loss. The loss stays on the device until the end: a host sync per step costs
+        more than the step of a small model.
 
         Raises:
             DivergedError: the loss, a weight or a batch-norm statistic is not finite at the end.
@@ -136,8 +149,9 @@ def _all_finite(model: nn.Module) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
-def train(data: Dataset, config: TrainConfig, ids: object = None, *, seed: int | None = None,
-          device: str = "auto") -> Classifier:
+def train(
+    data: Dataset, config: TrainConfig, ids: object = None, *, seed: int | None = None, device: str = "auto"
+) -> Classifier:
     """Train a model on ``ids`` (None: the whole training set) and return it in eval mode.
 
     On a CPU the result is a pure function of (data, config, ids, seed, number of threads).

@@ -35,7 +35,12 @@ def test_defaults_are_the_papers():
     train, sweep = recipe.train, recipe.sweep
     assert (train.batch_size, train.lr, train.momentum, train.weight_decay) == (256, 0.1, 0.9, 5e-4)
     assert (train.arch, train.epochs, train.schedule, train.flip, train.crop_padding) == (
-        "resnet18", 30, "cosine", False, 0)
+        "resnet18",
+        30,
+        "cosine",
+        False,
+        0,
+    )
     assert (sweep.members, sweep.include, recipe.forget.groups) == (400, 0.7, 3)
     assert recipe.unlearn.retain == "remaining" and recipe.forget.refine == "memorization"
 
@@ -72,7 +77,7 @@ def test_missing_fields_are_named():
     assert "forget: Field required" in refused(MINIMAL.replace('[forget]\nrequest = "random:10"', ""))
     assert "forget.request: Field required" in refused(MINIMAL.replace('request = "random:10"', ""))
     assert "data: " in (found := refused(MINIMAL.replace('source = "digits"', ""))) and "give path" in found
-    assert "plans: " in refused("plans = []\n" + MINIMAL[:MINIMAL.index("[[")])
+    assert "plans: " in refused("plans = []\n" + MINIMAL[: MINIMAL.index("[[")])
 
 
 def test_plan_names_are_distinct_folder_names():
@@ -83,7 +88,9 @@ def test_plan_names_are_distinct_folder_names():
     assert parse_recipe(MINIMAL.replace('"vanilla"', '"rum-f_2.a+b"'), "-").plans[0].name == "rum-f_2.a+b"
 
 
-@pytest.mark.parametrize("text", ["[data", "= 3", "a = 1\na = 2", "\x00", "a = " + "1" * 5000, "a = " + "[" * 10000])
+@pytest.mark.parametrize(
+    "text", ["[data", "= 3", "a = 1\na = 2", "\x00", "a = " + "1" * 5000, "a = " + "[" * 10000]
+)
 def test_what_is_not_toml(text):
     assert "not valid TOML" in refused(text)
 
@@ -94,9 +101,12 @@ def test_files(tmp_path):
     assert load_recipe(good) == load_recipe(str(good)) == parse_recipe(MINIMAL, "-")
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe\x00")
-    for path, message in ((binary, "not a readable TOML text file"), (tmp_path, "not a readable TOML text file"),
-                          (tmp_path / "none.toml", "no file .*none.toml and none shipped.*digits.toml"),
-                          ("x" * 5000, "no file")):
+    for path, message in (
+        (binary, "not a readable TOML text file"),
+        (tmp_path, "not a readable TOML text file"),
+        (tmp_path / "none.toml", "no file .*none.toml and none shipped.*digits.toml"),
+        ("x" * 5000, "no file"),
+    ):
         with pytest.raises(UsageError, match=message):
             load_recipe(path)
 
@@ -118,7 +128,9 @@ def test_shipped_recipes_hold_together(name):
     ids = np.arange(60)
     for plan in recipe.plans:
         kind = plan.refine or recipe.forget.refine
-        groups = refine_by_class(ids, ids % 10) if kind == "class" else refine(ids, ids / 60, recipe.forget.groups)
+        groups = (
+            refine_by_class(ids, ids % 10) if kind == "class" else refine(ids, ids / 60, recipe.forget.groups)
+        )
         assert bind(parse_plan(plan.steps), groups)
 
 
@@ -144,8 +156,29 @@ def test_mutated_recipes_raise_usage_errors_alone(data):
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(text)))
         stop = data.draw(st.integers(start, min(len(text), start + 12)))
-        new = data.draw(st.one_of(st.text(max_size=5), st.sampled_from(
-            ["-1", "nan", "1e999", '"', "[", "]]", "{}", "=", "\n", "true", "1979-05-27", "\\u0000", "0x7", "''"])))
+        new = data.draw(
+            st.one_of(
+                st.text(max_size=5),
+                st.sampled_from(
+                    [
+                        "-1",
+                        "nan",
+                        "1e999",
+                        '"',
+                        "[",
+                        "]]",
+                        "{}",
+                        "=",
+                        "\n",
+                        "true",
+                        "1979-05-27",
+                        "\\u0000",
+                        "0x7",
+                        "''",
+                    ]
+                ),
+            )
+        )
         text = text[:start] + new + text[stop:]
     try:
         recipe = parse_recipe(text, "mutant.toml")

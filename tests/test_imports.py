@@ -110,28 +110,47 @@ def no_bare_except_and_no_global_rng(unit, tree):
             yield node.lineno, ast.unparse(node.func)
 
 
-RULES = [imports_go_down, kernels_need_torch_alone, only_the_rim_touches_the_disk,
-         scores_refinement_and_evaluation_are_pure, no_bare_except_and_no_global_rng]
+RULES = [
+    imports_go_down,
+    kernels_need_torch_alone,
+    only_the_rim_touches_the_disk,
+    scores_refinement_and_evaluation_are_pure,
+    no_bare_except_and_no_global_rng,
+]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_house_rule(rule):
-    faults = [f"{path.relative_to(ROOT)}:{line}: {message}" for path, module in FILES.items()
-              for line, message in rule(_unit(module), TREES[path])]
+    faults = [
+        f"{path.relative_to(ROOT)}:{line}: {message}"
+        for path, module in FILES.items()
+        for line, message in rule(_unit(module), TREES[path])
+    ]
     assert not faults, "\n".join(faults)
 
 
 BROKEN = {
-    imports_go_down: [("sweeps", "from rumfast.pipeline import run"), ("scores", "import rumfast.store"),
-                      ("models", "def f():\n    from rumfast.data import pack"),
-                      ("config", "import rumfast.runtime"), ("novelty", "import rumfast.errors")],
+    imports_go_down: [
+        ("sweeps", "from rumfast.pipeline import run"),
+        ("scores", "import rumfast.store"),
+        ("models", "def f():\n    from rumfast.data import pack"),
+        ("config", "import rumfast.runtime"),
+        ("novelty", "import rumfast.errors"),
+    ],
     kernels_need_torch_alone: [("kernels", "import scipy"), ("kernels", "import rumfast.errors")],
-    only_the_rim_touches_the_disk: [("plans", "open('x')"), ("training", "torch.save(1, 'x')"),
-                                    ("evaluation", "path.write_text('')")],
-    scores_refinement_and_evaluation_are_pure: [("refinement", "from pathlib import Path"),
-                                                ("scores", "def f():\n    global x")],
-    no_bare_except_and_no_global_rng: [("cli", "try:\n    pass\nexcept:\n    pass"),
-                                       ("data", "np.random.seed(0)")],
+    only_the_rim_touches_the_disk: [
+        ("plans", "open('x')"),
+        ("training", "torch.save(1, 'x')"),
+        ("evaluation", "path.write_text('')"),
+    ],
+    scores_refinement_and_evaluation_are_pure: [
+        ("refinement", "from pathlib import Path"),
+        ("scores", "def f():\n    global x"),
+    ],
+    no_bare_except_and_no_global_rng: [
+        ("cli", "try:\n    pass\nexcept:\n    pass"),
+        ("data", "np.random.seed(0)"),
+    ],
 }
 
 
@@ -142,8 +161,10 @@ def test_house_rule_sees_what_it_forbids(rule):
 
 
 def test_no_circle():
-    graph = {module: {name for name, _ in _imports(_at_run_time(TREES[path]))} - {module}
-             for path, module in FILES.items()}
+    graph = {
+        module: {name for name, _ in _imports(_at_run_time(TREES[path]))} - {module}
+        for path, module in FILES.items()
+    }
     state: dict[str, str] = {}
 
     def visit(module, trail):
@@ -160,8 +181,11 @@ def test_no_circle():
 
 def _at_run_time(tree):
     """The module without what only type checkers import."""
-    body = [node for node in tree.body
-            if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))]
+    body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    ]
     return ast.Module(body, [])
 
 

@@ -23,7 +23,9 @@ def test_results_do_not_depend_on_the_batch_size(digits, model, monkeypatch, siz
 def test_rows_are_examples_in_order_normalised_by_hand(digits, model):
     found = logits_of(model, digits, digits.test)
     image = torch.from_numpy(digits.test.image_NHWC).double() / 255
-    normal = (image - torch.tensor(digits.mean, dtype=torch.float64)) / torch.tensor(digits.std, dtype=torch.float64)
+    normal = (image - torch.tensor(digits.mean, dtype=torch.float64)) / torch.tensor(
+        digits.std, dtype=torch.float64
+    )
     with torch.no_grad():
         expected = model.double().eval()(normal.permute(0, 3, 1, 2))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

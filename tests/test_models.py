@@ -31,8 +31,12 @@ def test_the_big_ones_are_torchvisions(arch, parameters):
     theirs.load_state_dict(ours.state_dict())
     assert sum(parameter.numel() for parameter in ours.parameters()) == parameters
     with torch.no_grad():
-        torch.testing.assert_close(ours.eval()(images(size=16)), theirs.eval()(images(size=16)), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(ours.train()(images(size=16)), theirs.train()(images(size=16)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ours.eval()(images(size=16)), theirs.eval()(images(size=16)), rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            ours.train()(images(size=16)), theirs.train()(images(size=16)), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("arch, parameters", [("resnet8", 78_042), ("resnet9", 6_573_130)])
@@ -98,7 +102,9 @@ def test_weights_have_the_variance_the_docstring_names():
     assert abs(conv.mean().item()) < 1e-3
     bound = 1 / math.sqrt(512)
     assert 0.98 * bound < model.fc.weight.abs().max().item() <= bound
-    assert torch.equal(model.bn1.weight, torch.ones(64)) and torch.equal(model.bn1.running_var, torch.ones(64))
+    assert torch.equal(model.bn1.weight, torch.ones(64)) and torch.equal(
+        model.bn1.running_var, torch.ones(64)
+    )
 
 
 def test_building_leaves_the_global_generator_out_of_the_weights():
@@ -110,7 +116,9 @@ def test_building_leaves_the_global_generator_out_of_the_weights():
 
 
 def test_errors():
-    with pytest.raises(UsageError, match="arch: got 'resnet34', expected one of resnet8, resnet9, resnet18, resnet50"):
+    with pytest.raises(
+        UsageError, match="arch: got 'resnet34', expected one of resnet8, resnet9, resnet18, resnet50"
+    ):
         build_model("resnet34", 10)
     with pytest.raises(UsageError, match="classes: got 1, expected at least 2"):
         build_model("resnet8", 1)

@@ -39,7 +39,10 @@ def make_recipe(path, **sections):
         "plans": PLANS,
         "evaluate": {"seeds": 2, "oracles": 2, "mia_examples": 60},
     }
-    merged = {key: base.get(key, {}) | value if isinstance(value, dict) else value for key, value in sections.items()}
+    merged = {
+        key: base.get(key, {}) | value if isinstance(value, dict) else value
+        for key, value in sections.items()
+    }
     return Recipe.model_validate(base | merged)
 
 
@@ -57,20 +60,27 @@ def unbroken(recipe, tmp_path_factory):
 
 def digests(out, *, models=True):
     """Content of everything that has to be the same whatever happened on the way."""
-    found = {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-             for path in sorted(out.rglob("*.safetensors"))}
+    found = {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*.safetensors"))
+    }
     for path in sorted(out.rglob("*.npz")):
         arrays = read_npz(path)
         found[str(path.relative_to(out))] = hashlib.sha256(
-            b"".join(name.encode() + arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
+            b"".join(name.encode() + arrays[name].tobytes() for name in sorted(arrays))
+        ).hexdigest()
     for name in ("evaluation/summary.json", "scores/entanglement.json", "config.toml"):
         found[name] = hashlib.sha256((out / name).read_bytes()).hexdigest()
     return found
 
 
 def stamps(*folders):
-    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for folder in folders for path in folder.rglob("*")
-            if path.is_file()}
+    return {
+        path: (path.stat().st_mtime_ns, path.stat().st_ino)
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def populations(out):
@@ -110,19 +120,29 @@ def test_the_summary_follows_from_the_stored_outputs(unbroken):
         for index in range(2):
             outputs = read_npz(out / folder / f"{index:03d}" / "outputs.npz")
             correct = outputs["train"].argmax(1) == data.train.label_N
-            yield (correct[split["forget"]].mean(), correct[split["retain"]].mean(),
-                   (outputs["test"].argmax(1) == data.test.label_N).mean())
+            yield (
+                correct[split["forget"]].mean(),
+                correct[split["retain"]].mean(),
+                (outputs["test"].argmax(1) == data.test.label_N).mean(),
+            )
 
     oracles = list(accuracies("oracles"))
     assert [plan["name"] for plan in summary["plans"]] == ["none", "rum", "shuffle"]
     for plan in summary["plans"]:
-        tow = [np.mean([np.prod([1 - abs(a - b) for a, b in zip(model, oracle, strict=True)]) for oracle in oracles])
-               for model in accuracies(f"unlearned/{plan['name']}")]
+        tow = [
+            np.mean(
+                [np.prod([1 - abs(a - b) for a, b in zip(model, oracle, strict=True)]) for oracle in oracles]
+            )
+            for model in accuracies(f"unlearned/{plan['name']}")
+        ]
         assert plan["metrics"]["tow"]["values"] == pytest.approx(tow, abs=1e-9)
         assert plan["metrics"]["tow"]["mean"] == pytest.approx(np.mean(tow), abs=1e-9)
-    assert summary["reference"]["oracle"]["accuracy_test"]["values"] == pytest.approx([one[2] for one in oracles])
+    assert summary["reference"]["oracle"]["accuracy_test"]["values"] == pytest.approx(
+        [one[2] for one in oracles]
+    )
     assert summary["reference"]["original"]["accuracy_retain"]["values"] == pytest.approx(
-        [one[1] for one in accuracies("original")])
+        [one[1] for one in accuracies("original")]
+    )
 
 
 def test_plans_of_one_budget_cost_the_same_but_for_none(unbroken):
@@ -135,8 +155,10 @@ def test_plans_of_one_budget_cost_the_same_but_for_none(unbroken):
 
 def test_unlearning_by_none_gives_the_original(unbroken):
     for index in ("000", "001"):
-        original, none = (load_file(unbroken[0] / name / index / "model.safetensors")
-                          for name in ("original", "unlearned/none"))
+        original, none = (
+            load_file(unbroken[0] / name / index / "model.safetensors")
+            for name in ("original", "unlearned/none")
+        )
         assert all((original[name] == none[name]).all() for name in original)
 
 
@@ -152,13 +174,19 @@ def test_more_plans_and_oracles_only_add(unbroken, recipe, tmp_path):
 
     out = shutil.copytree(unbroken[0], tmp_path / "run")
     before = stamps(*populations(out))
-    more = make_recipe(recipe.data.path, plans=[*PLANS, {"name": "vanilla", "steps": "finetune"}],
-                       evaluate={"oracles": 3}, name="renamed")
+    more = make_recipe(
+        recipe.data.path,
+        plans=[*PLANS, {"name": "vanilla", "steps": "finetune"}],
+        evaluate={"oracles": 3},
+        name="renamed",
+    )
     run(more, out, device="cpu", workers=1)
     after = stamps(*populations(out))
     assert before.items() <= after.items()
     assert {path.relative_to(out).parts[:2] for path in after.keys() - before.keys()} == {
-        ("oracles", "002"), ("unlearned", "vanilla")}
+        ("oracles", "002"),
+        ("unlearned", "vanilla"),
+    }
 
 
 CHANGES = {
@@ -192,7 +220,9 @@ CHANGES = {
 def test_a_changed_field_is_refused_by_name_before_anything_is_touched(unbroken, recipe, field):
     out, _ = unbroken
     before = stamps(out)
-    with pytest.raises(MismatchError, match=rf"config.toml: made with another configuration: {field}: there ") as error:
+    with pytest.raises(
+        MismatchError, match=rf"config.toml: made with another configuration: {field}: there "
+    ) as error:
         run(make_recipe(recipe.data.path, **CHANGES[field]), out, device="cpu")
     assert error.value.exit_code == 3 and str(error.value).count(": there ") == 1
     assert stamps(out) == before
@@ -200,7 +230,9 @@ def test_a_changed_field_is_refused_by_name_before_anything_is_touched(unbroken,
 
 def test_a_changed_plan_under_an_old_name_is_refused(unbroken, recipe):
     changed = make_recipe(recipe.data.path, plans=[{"name": "rum", "steps": "low: none > high: finetune"}])
-    with pytest.raises(MismatchError, match="unlearned/rum: made with another configuration: plan: there low: none"):
+    with pytest.raises(
+        MismatchError, match="unlearned/rum: made with another configuration: plan: there low: none"
+    ):
         Run(changed, unbroken[0], None, "cpu").plan_population(changed.plans[0])
 
 
@@ -235,8 +267,11 @@ def second(unbroken, packed, tmp_path_factory):
     """A run that forgets 20 more examples from what the plan ``rum`` left."""
     out = tmp_path_factory.mktemp("second") / "run"
     after = str(unbroken[0] / "unlearned" / "rum")
-    recipe = make_recipe(packed, forget={"request": "random:20", "groups": 2, "refine": "random", "after": after},
-                         plans=[{"name": "none", "steps": "none"}, {"name": "ft", "steps": "finetune(epochs=1)"}])
+    recipe = make_recipe(
+        packed,
+        forget={"request": "random:20", "groups": 2, "refine": "random", "after": after},
+        plans=[{"name": "none", "steps": "none"}, {"name": "ft", "steps": "finetune(epochs=1)"}],
+    )
     before = stamps(*populations(unbroken[0]))
     run(recipe, out, device="cpu", workers=1)
     assert stamps(*populations(unbroken[0])) == before  # the first request's models are only read
@@ -246,7 +281,11 @@ def second(unbroken, packed, tmp_path_factory):
 def test_a_second_request_forgets_in_addition(unbroken, second):
     first, now = (read_npz(out / "forget" / "split.npz") for out in (unbroken[0], second[0]))
     gone = set(first["forget"].tolist())
-    assert len(now["forget"]) == 20 and not gone & set(now["forget"].tolist()) and not gone & set(now["retain"].tolist())
+    assert (
+        len(now["forget"]) == 20
+        and not gone & set(now["forget"].tolist())
+        and not gone & set(now["retain"].tolist())
+    )
     assert len(now["retain"]) == 200 - 30 - 20
     for name in ("oracles", "unlearned/ft"):
         spec = Population.open(second[0] / name).spec
@@ -263,27 +302,39 @@ def test_a_second_request_starts_from_the_unlearned_models(unbroken, second):
 
 
 def again(packed, second, **forget):
-    return make_recipe(packed, forget={"groups": 2, "refine": "random", "after": second[1].forget.after} | forget,
-                       plans=[{"name": "none", "steps": "none"}])
+    return make_recipe(
+        packed,
+        forget={"groups": 2, "refine": "random", "after": second[1].forget.after} | forget,
+        plans=[{"name": "none", "steps": "none"}],
+    )
 
 
 def test_an_id_cannot_be_deleted_twice(unbroken, second, packed, tmp_path):
     gone = int(read_npz(unbroken[0] / "forget" / "split.npz")["forget"][3])
     (tmp_path / "ids.txt").write_text(f"{gone}\n")
     with pytest.raises(DataError, match=f"id {gone} was deleted by an earlier request"):
-        Run(again(packed, second, request=f"ids:{tmp_path / 'ids.txt'}"), tmp_path / "run", None, "cpu").split
+        Run(again(packed, second, request=f"ids:{tmp_path / 'ids.txt'}"), tmp_path / "run", None, "cpu").split  # noqa: B018
 
 
 def test_something_must_be_left_to_retain(unbroken, second, packed, tmp_path):
     np.save(tmp_path / "ids.npy", read_npz(unbroken[0] / "forget" / "split.npz")["retain"])
     with pytest.raises(DataError, match="nothing would be left to retain"):
-        Run(again(packed, second, request=f"ids:{tmp_path / 'ids.npy'}"), tmp_path / "run", None, "cpu").split
+        Run(again(packed, second, request=f"ids:{tmp_path / 'ids.npy'}"), tmp_path / "run", None, "cpu").split  # noqa: B018
 
 
 def test_requests_after_requests_keep_everything_deleted(unbroken, second, packed, tmp_path):
-    third = make_recipe(packed, forget={"request": "random:5", "groups": 2, "refine": "random",
-                                        "after": str(second[0] / "unlearned" / "ft")})
-    gone = {int(i) for out in (unbroken[0], second[0]) for i in read_npz(out / "forget" / "split.npz")["forget"]}
+    third = make_recipe(
+        packed,
+        forget={
+            "request": "random:5",
+            "groups": 2,
+            "refine": "random",
+            "after": str(second[0] / "unlearned" / "ft"),
+        },
+    )
+    gone = {
+        int(i) for out in (unbroken[0], second[0]) for i in read_npz(out / "forget" / "split.npz")["forget"]
+    }
     conductor = Run(third, tmp_path / "run", None, "cpu")
     assert set(conductor.excluded) == gone and len(gone) == 50
     assert not gone & set(conductor.split.forget.tolist()) and len(conductor.split.retain) == 145
@@ -292,17 +343,33 @@ def test_requests_after_requests_keep_everything_deleted(unbroken, second, packe
 def test_an_earlier_request_must_fit(second, packed, tmp_path):
     after = second[1].forget.after
     with pytest.raises(DataError, match="unlearned from other data"):
-        Run(make_recipe(packed, data={"train_examples": 150}, forget={"request": "random:9", "after": after}),
-            tmp_path / "a", None, "cpu").excluded
+        Run(  # noqa: B018
+            make_recipe(packed, data={"train_examples": 150}, forget={"request": "random:9", "after": after}),
+            tmp_path / "a",
+            None,
+            "cpu",
+        ).excluded
     with pytest.raises(MismatchError, match="lr: there 0.1, here 0.2"):
-        Run(make_recipe(packed, train={"lr": 0.2}, forget={"request": "random:9", "after": after}), tmp_path / "b", None,
-            "cpu").originals
+        Run(  # noqa: B018
+            make_recipe(packed, train={"lr": 0.2}, forget={"request": "random:9", "after": after}),
+            tmp_path / "b",
+            None,
+            "cpu",
+        ).originals
     with pytest.raises(UsageError, match="evaluate.seeds: got 3, but .*unlearned/rum holds 2 models"):
-        Run(make_recipe(packed, forget={"request": "random:9", "after": after}, evaluate={"seeds": 3}), tmp_path / "c",
-            None, "cpu").train()
+        Run(
+            make_recipe(packed, forget={"request": "random:9", "after": after}, evaluate={"seeds": 3}),
+            tmp_path / "c",
+            None,
+            "cpu",
+        ).train()
     with pytest.raises(DataError, match="nowhere/spec.json: no such file"):
-        Run(make_recipe(packed, forget={"request": "random:9", "after": str(tmp_path / "nowhere")}), tmp_path / "d",
-            None, "cpu").excluded
+        Run(  # noqa: B018
+            make_recipe(packed, forget={"request": "random:9", "after": str(tmp_path / "nowhere")}),
+            tmp_path / "d",
+            None,
+            "cpu",
+        ).excluded
 
 
 # ---- being killed ------------------------------------------------------------------------------------------
@@ -338,26 +405,47 @@ def test_killed_at_random_and_started_again_it_ends_with_the_same_bytes(unbroken
     (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
     command = [sys.executable, "-c", DRIVER, str(tmp_path / "recipe.toml"), str(out)]
     for attempt in range(30):
-        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        # Two threads where the unbroken run had one: nothing may depend on it.
+        process = subprocess.Popen(
+            command,
+            start_new_session=True,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "2"},
+        )
         try:
             process.wait(timeout=rng.uniform(2.5, 6) if attempt < 5 else 120)
         except subprocess.TimeoutExpired:
             kills += 1
-            # Half of the time the workers outlive the conductor, and finish what they do beside its successor.
+            # Half of the time the workers outlive the conductor, and finish what they do beside its
+            # successor.
             for pid in [*(children(process.pid) if rng.random() < 0.5 else []), process.pid]:
                 kill(pid)
         if process.wait() == 0:
             break
-        assert not [path for path in out.rglob("*") if path.is_dir() and not path.name.startswith(TEMPORARY)
-                    and path.name.isdigit() and len(list(path.iterdir())) != 3]  # no half of a model
+        assert not [
+            path
+            for path in out.rglob("*")
+            if path.is_dir()
+            and not path.name.startswith(TEMPORARY)
+            and path.name.isdigit()
+            and len(list(path.iterdir())) != 3
+        ]  # no half of a model
     assert process.returncode == 0 and kills
     time.sleep(0.5)
     assert digests(out) == digests(unbroken[0])
-    assert json.loads((out / "manifest.json").read_text())["fingerprint"] == json.loads(
-        (unbroken[0] / "manifest.json").read_text())["fingerprint"]
+    assert (
+        json.loads((out / "manifest.json").read_text())["fingerprint"]
+        == json.loads((unbroken[0] / "manifest.json").read_text())["fingerprint"]
+    )
 
 
 def test_errors_have_distinct_exit_codes():
     codes = {error.__name__: error.exit_code for error in RumfastError.__subclasses__()}
-    assert codes == {"UsageError": 2, "MismatchError": 3, "DataError": 4, "StorageError": 5, "PartialError": 6,
-                     "DivergedError": 6}
+    assert codes == {
+        "UsageError": 2,
+        "MismatchError": 3,
+        "DataError": 4,
+        "StorageError": 5,
+        "PartialError": 6,
+        "DivergedError": 6,
+    }

@@ -11,7 +11,11 @@ from rumfast.models import build_model
 from rumfast.plans import bind, kept_ids, parse_plan, spread_budget
 from rumfast.refinement import Group, refine
 
-LOW, MID, HIGH = Group("low", np.array([1, 5])), Group("mid", np.array([2, 9, 4])), Group("high", np.array([0]))
+LOW, MID, HIGH = (
+    Group("low", np.array([1, 5])),
+    Group("mid", np.array([2, 9, 4])),
+    Group("high", np.array([0])),
+)
 GROUPS = (LOW, MID, HIGH)
 RETAIN = np.array([3, 6, 7, 8, 10, 11, 12])
 
@@ -19,17 +23,25 @@ RETAIN = np.array([3, 6, 7, 8, 10, 11, 12])
 def test_parsing_by_hand():
     steps = parse_plan(" low : none>mid:finetune( lr = 0.1 ,epochs=10 ) > class-3.b: salun(epochs=5,) ")
     assert [(step.group, step.algorithm) for step in steps] == [
-        ("low", "none"), ("mid", "finetune"), ("class-3.b", "salun")]
+        ("low", "none"),
+        ("mid", "finetune"),
+        ("class-3.b", "salun"),
+    ]
     assert steps[1].config == SgdConfig(lr=0.1, epochs=10)
     assert steps[2].config.epochs == 5 and steps[2].config.lr == 0.1
     assert parse_plan("neggrad_plus(alpha=0.5)") == parse_plan("all: neggrad_plus(alpha=0.5)")
     assert parse_plan("finetune()") == parse_plan("finetune")
 
 
-@pytest.mark.parametrize("text", [
-    "low: none > mid: finetune(lr=0.1, epochs=3) > high: salun(fraction=0.25)", "all: neggrad_plus(alpha=0.99)",
-    "each: random_label(epochs=2.5)", "all: retrain",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "low: none > mid: finetune(lr=0.1, epochs=3) > high: salun(fraction=0.25)",
+        "all: neggrad_plus(alpha=0.99)",
+        "each: random_label(epochs=2.5)",
+        "all: retrain",
+    ],
+)
 def test_printing_parses_back(text):
     steps = parse_plan(text)
     assert " > ".join(map(str, steps)) == text and parse_plan(" > ".join(map(str, steps))) == steps
@@ -76,22 +88,36 @@ def bound(text, groups: Sequence[Group] = GROUPS):
 def test_binding_takes_the_plans_order():
     steps = bound("high: none > low: finetune > mid: salun")
     assert [(step.group, group.ids.tolist()) for step, group in steps] == [
-        ("high", [0]), ("low", [1, 5]), ("mid", [2, 9, 4])]
+        ("high", [0]),
+        ("low", [1, 5]),
+        ("mid", [2, 9, 4]),
+    ]
 
 
 def test_all_is_the_whole_set_at_once_and_each_every_group_in_turn():
-    (step, group), = bound("finetune(epochs=2)")
+    ((step, group),) = bound("finetune(epochs=2)")
     assert group.ids.tolist() == [0, 1, 2, 4, 5, 9] and step.config.epochs == 2
     steps = bound("each: finetune(epochs=2)")
     assert [(str(step), group.ids.tolist()) for step, group in steps] == [
-        ("low: finetune(epochs=2)", [1, 5]), ("mid: finetune(epochs=2)", [2, 9, 4]),
-        ("high: finetune(epochs=2)", [0])]
+        ("low: finetune(epochs=2)", [1, 5]),
+        ("mid: finetune(epochs=2)", [2, 9, 4]),
+        ("high: finetune(epochs=2)", [0]),
+    ]
 
 
-@pytest.mark.parametrize("text", ["low: none > mid: none", "low: none", "low: none > mid: none > top: none",
-                                  "low: none > mid: none > high: none > top: none"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "low: none > mid: none",
+        "low: none",
+        "low: none > mid: none > top: none",
+        "low: none > mid: none > high: none > top: none",
+    ],
+)
 def test_a_plan_names_each_group_once(text):
-    with pytest.raises(UsageError, match="the groups are low, mid, high; the plan must name each of them once"):
+    with pytest.raises(
+        UsageError, match="the groups are low, mid, high; the plan must name each of them once"
+    ):
         bound(text)
 
 
@@ -112,22 +138,35 @@ def big_groups():
 def cost_of(steps, retain, mode, batch):
     total = 0.0
     for index, (step, group) in enumerate(steps):
-        per_epoch, once = ALGORITHMS[step.algorithm].cost(len(group.ids), len(kept_ids(steps, index, retain, mode)),
-                                                          batch)
+        per_epoch, once = ALGORITHMS[step.algorithm].cost(
+            len(group.ids), len(kept_ids(steps, index, retain, mode)), batch
+        )
         total += once + per_epoch * getattr(step.config, "epochs", 0)
     return total
 
 
 @pytest.mark.parametrize("mode", ["remaining", "final"])
-@pytest.mark.parametrize("text", ["finetune", "neggrad_plus", "salun", "each: neggrad_plus", "each: salun(epochs=3)",
-                                  "low: none > mid: finetune(epochs=10) > high: salun(epochs=5)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "finetune",
+        "neggrad_plus",
+        "salun",
+        "each: neggrad_plus",
+        "each: salun(epochs=3)",
+        "low: none > mid: finetune(epochs=10) > high: salun(epochs=5)",
+    ],
+)
 def test_a_budget_is_spent_exactly_and_in_the_plans_proportions(text, mode):
     groups, retain = big_groups()
     before = bound(text, groups)
     after = spread_budget(before, retain, mode, 3000, 64)
     assert cost_of(after, retain, mode, 64) == pytest.approx(3000, rel=1e-12)
-    ratios = [new.config.epochs / old.config.epochs for (old, _), (new, _) in zip(before, after, strict=True)
-              if isinstance(old.config, SgdConfig)]
+    ratios = [
+        new.config.epochs / old.config.epochs
+        for (old, _), (new, _) in zip(before, after, strict=True)
+        if isinstance(old.config, SgdConfig)
+    ]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
     for (old, group), (new, same) in zip(before, after, strict=True):
         assert group is same and old.group == new.group
@@ -148,18 +187,31 @@ def test_plans_without_training_take_no_budget_and_small_budgets_are_refused():
     for text in ("none", "retrain", "each: none"):
         steps = bound(text, groups)
         assert spread_budget(steps, retain, "final", 10, 64) == steps
-    with pytest.raises(UsageError, match="budget_epochs: 60 examples do not cover the plan's fixed cost of 90"):
+    with pytest.raises(
+        UsageError, match="budget_epochs: 60 examples do not cover the plan's fixed cost of 90"
+    ):
         spread_budget(bound("salun", groups), retain, "final", 60, 64)
 
 
 @pytest.mark.parametrize("mode", ["remaining", "final"])
-@pytest.mark.parametrize("text", ["neggrad_plus", "each: neggrad_plus", "low: none > mid: finetune > high: salun"])
+@pytest.mark.parametrize(
+    "text", ["neggrad_plus", "each: neggrad_plus", "low: none > mid: finetune > high: salun"]
+)
 def test_plans_of_one_budget_take_it_within_a_batch_per_step(digits, mode, text):
     config = TrainConfig(arch="resnet8", width=4, batch_size=64, precision="fp32")
     split = Split.from_ids(range(45), 300)
     groups = refine(split.forget, np.arange(300) / 300, 3)
-    result = rum(build_model("resnet8", 10, width=4), digits, split, groups, text, config, retain=mode, budget=1500,
-                 device="cpu")
+    result = rum(
+        build_model("resnet8", 10, width=4),
+        digits,
+        split,
+        groups,
+        text,
+        config,
+        retain=mode,
+        budget=1500,
+        device="cpu",
+    )
     assert 1500 - 1 <= result.examples <= 1500 + 3 * 128
 
 
@@ -191,8 +243,13 @@ def test_steps_run_one_after_another_each_on_the_last_ones_model(digits, calls, 
     result = rum(original, digits, split, GROUPS, plan, device="cpu", seed=1)
     kept = split.retain.tolist()
     assert [call[:3] for call in calls] == [
-        ([0], sorted([*kept, 1, 5, 2, 9, 4]), 1), ([2, 9, 4], sorted([*kept, 1, 5]), 2), ([1, 5], kept, 3)]
-    assert [call[4] for call in calls] == [0, 1, 2] and result.model.fc.bias[0] == 3 and original.fc.bias[0] == 0
+        ([0], sorted([*kept, 1, 5, 2, 9, 4]), 1),
+        ([2, 9, 4], sorted([*kept, 1, 5]), 2),
+        ([1, 5], kept, 3),
+    ]
+    assert (
+        [call[4] for call in calls] == [0, 1, 2] and result.model.fc.bias[0] == 3 and original.fc.bias[0] == 0
+    )
     assert len({call[3] for call in calls}) == 3
     assert result.steps == ("high: finetune(epochs=1)", "mid: finetune(epochs=2)", "low: finetune(epochs=3)")
 
@@ -213,8 +270,11 @@ def test_one_algorithm_per_group_may_be_given_as_a_list(digits, calls, original)
 
 def test_mistakes_are_found_before_anything_runs(digits, calls, original):
     split = Split.from_ids([0, 1, 2, 4, 5, 9], 300)
-    for plan, options, message in (("low: finetune", {}, "must name each"), ("nothing", {}, "is unknown"),
-                                   ("finetune", {"retain": "later"}, "retain: got 'later', expected one of remaining")):
+    for plan, options, message in (
+        ("low: finetune", {}, "must name each"),
+        ("nothing", {}, "is unknown"),
+        ("finetune", {"retain": "later"}, "retain: got 'later', expected one of remaining"),
+    ):
         with pytest.raises(UsageError, match=message):
             rum(original, digits, split, GROUPS, plan, device="cpu", **options)
     assert calls == []

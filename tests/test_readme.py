@@ -57,6 +57,8 @@ def test_tables_are_those_of_the_records():
 def test_script_runs(tmp_path):
     script = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert script is not None
-    done = subprocess.run([sys.executable, "-c", script[1]], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", script[1]], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     assert "'tow':" in done.stdout

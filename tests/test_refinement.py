@@ -15,16 +15,28 @@ def some(size=100, n=400, seed=0):
     return np.sort(rng.choice(n, size, replace=False)), rng.random(n)
 
 
-@pytest.mark.parametrize("size, groups, sizes", [(9, 3, [3, 3, 3]), (10, 3, [4, 3, 3]), (11, 3, [4, 4, 3]),
-                                                 (3, 3, [1, 1, 1]), (7, 2, [4, 3]), (7, 1, [7]), (9, 4, [3, 2, 2, 2])])
+@pytest.mark.parametrize(
+    "size, groups, sizes",
+    [
+        (9, 3, [3, 3, 3]),
+        (10, 3, [4, 3, 3]),
+        (11, 3, [4, 4, 3]),
+        (3, 3, [1, 1, 1]),
+        (7, 2, [4, 3]),
+        (7, 1, [7]),
+        (9, 4, [3, 2, 2, 2]),
+    ],
+)
 def test_sizes_are_exact_and_the_larger_come_first(size, groups, sizes):
     forget, score_N = some(size)
     for parts in (refine(forget, score_N, groups), refine_at_random(forget, groups, seed=0)):
         assert [len(part.ids) for part in parts] == sizes
 
 
-@pytest.mark.parametrize("groups, names", [(1, ["all"]), (2, ["low", "high"]), (3, ["low", "mid", "high"]),
-                                           (4, ["g1", "g2", "g3", "g4"])])
+@pytest.mark.parametrize(
+    "groups, names",
+    [(1, ["all"]), (2, ["low", "high"]), (3, ["low", "mid", "high"]), (4, ["g1", "g2", "g3", "g4"])],
+)
 def test_names(groups, names):
     assert [group.name for group in refine(*some(), groups)] == names
 
@@ -42,7 +54,11 @@ def test_groups_partition_the_forget_set_in_order_of_score(groups):
 def test_ties_are_cut_by_id_whatever_the_order_of_the_forget_set():
     score_N = np.array([0.5, 0.5, 0.9, 0.5, 0.1, 0.5])
     forget = np.array([5, 2, 0, 4, 3, 1])
-    assert ids_of(refine(forget, score_N, 3)) == ids_of(refine(np.sort(forget), score_N, 3)) == [[0, 4], [1, 3], [2, 5]]
+    assert (
+        ids_of(refine(forget, score_N, 3))
+        == ids_of(refine(np.sort(forget), score_N, 3))
+        == [[0, 4], [1, 3], [2, 5]]
+    )
 
 
 def test_scores_of_other_examples_do_not_matter():
@@ -56,14 +72,20 @@ def test_scores_of_other_examples_do_not_matter():
 def test_an_example_without_a_score_is_named():
     forget, score_N = some(5)
     score_N[forget[[1, 3]]] = np.nan
-    with pytest.raises(DataError, match=rf"2 of 5 forgotten examples have no score \(first: id {forget[1]}\)"):
+    with pytest.raises(
+        DataError, match=rf"2 of 5 forgotten examples have no score \(first: id {forget[1]}\)"
+    ):
         refine(forget, score_N, 2)
 
 
 def test_random_groups_depend_on_the_seed_and_the_set_alone():
     forget, _ = some()
     first = ids_of(refine_at_random(forget, 3, seed=4))
-    assert first == ids_of(refine_at_random(forget[::-1].copy(), 3, seed=4)) != ids_of(refine_at_random(forget, 3, 5))
+    assert (
+        first
+        == ids_of(refine_at_random(forget[::-1].copy(), 3, seed=4))
+        != ids_of(refine_at_random(forget, 3, 5))
+    )
     assert sorted(sum(first, [])) == forget.tolist()
 
 

@@ -33,10 +33,16 @@ def test_cuda_without_a_gpu_says_what_to_do(monkeypatch):
         pick_device("cuda")
 
 
-@pytest.mark.parametrize("capabilities, expected", [
-    ({}, torch.float32), ({"avx2": True}, torch.float32), ({"amx_bf16": True}, torch.bfloat16),
-    ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": False, "avx512_bf16": False}, torch.float32),
-])
+@pytest.mark.parametrize(
+    "capabilities, expected",
+    [
+        ({}, torch.float32),
+        ({"avx2": True}, torch.float32),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": False}, torch.float32),
+    ],
+)
 def test_auto_precision_is_bf16_only_where_it_is_native(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert pick_precision("auto", CPU) == expected
@@ -67,8 +73,10 @@ def test_generators_repeat_and_leave_the_global_one_alone():
 
 
 def test_usable_cores_are_those_of_the_affinity_mask():
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" \
-           "from rumfast.runtime import usable_cores; print(usable_cores())"
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from rumfast.runtime import usable_cores; print(usable_cores())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
     assert usable_cores() == len(os.sched_getaffinity(0))
@@ -82,13 +90,13 @@ def test_environment_names_versions_and_hardware():
     json.dumps(found, allow_nan=False)
 
 
-def test_one_thread_for_a_while():
-    from rumfast.runtime import one_thread
+def test_cpu_threads_are_set_for_the_block_alone():
+    from rumfast.runtime import cpu_threads
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(KeyError), one_thread():
+        with pytest.raises(KeyError), cpu_threads(1):
             assert torch.get_num_threads() == 1
             raise KeyError
         assert torch.get_num_threads() == 2

@@ -29,7 +29,11 @@ from rumfast.store import (
     write_text,
 )
 
-ARRAYS = {"a": np.arange(500, dtype=np.int64), "b": np.linspace(0, 1, 300).astype(np.float16), "c": np.array("text")}
+ARRAYS = {
+    "a": np.arange(500, dtype=np.int64),
+    "b": np.linspace(0, 1, 300).astype(np.float16),
+    "c": np.array("text"),
+}
 
 
 def files(folder):
@@ -38,7 +42,8 @@ def files(folder):
 
 def equal(first, second):
     return first.keys() == second.keys() and all(
-        np.array_equal(first[k], second[k]) and first[k].dtype == second[k].dtype for k in first)
+        np.array_equal(first[k], second[k]) and first[k].dtype == second[k].dtype for k in first
+    )
 
 
 class Faults:
@@ -139,7 +144,8 @@ def test_each_io_call_may_fail(tmp_path, monkeypatch, kind, code):
         if faults.hit is None:
             break
         hits[faults.hit] += 1
-        # Reading an existing file back for comparison fails as bad data; all else names what is wrong with the disk.
+        # Reading an existing file back for comparison fails as bad data; all else names what is wrong with
+        # the disk.
         assert failed is None or os.strerror(code) in str(failed)
         # Whatever is visible is complete, and what was there before is there still.
         for path in folder.rglob("*.npz"):
@@ -149,8 +155,11 @@ def test_each_io_call_may_fail(tmp_path, monkeypatch, kind, code):
         remove_partial(folder)
         assert not [path for path in folder.rglob(TEMPORARY + "*")]
     assert faults.hit is None and failed is None, "it never came to an end"
-    assert hits["os.fsync"] >= 2 and hits["open"] >= 1 and sum(hits[f"os.{name}"] for name in (
-        "link", "replace", "rename")) >= 1
+    assert (
+        hits["os.fsync"] >= 2
+        and hits["open"] >= 1
+        and sum(hits[f"os.{name}"] for name in ("link", "replace", "rename")) >= 1
+    )
 
 
 @pytest.mark.faults
@@ -179,8 +188,13 @@ def test_the_first_writer_wins(tmp_path):
     before = path.stat()
     write_npz(path, dict(reversed(ARRAYS.items())))  # the same arrays: no news
     assert path.stat().st_ino == before.st_ino and path.stat().st_mtime_ns == before.st_mtime_ns
-    for other in ({**ARRAYS, "a": ARRAYS["a"] + 1}, {**ARRAYS, "d": np.zeros(1)}, {"a": ARRAYS["a"]},
-                  {**ARRAYS, "a": ARRAYS["a"].astype(np.int32)}, {**ARRAYS, "a": ARRAYS["a"].reshape(2, -1)}):
+    for other in (
+        {**ARRAYS, "a": ARRAYS["a"] + 1},
+        {**ARRAYS, "d": np.zeros(1)},
+        {"a": ARRAYS["a"]},
+        {**ARRAYS, "a": ARRAYS["a"].astype(np.int32)},
+        {**ARRAYS, "a": ARRAYS["a"].reshape(2, -1)},
+    ):
         with pytest.raises(MismatchError, match="x.npz: exists with other content; it was kept"):
             write_npz(path, other)
     assert equal(read_npz(path), ARRAYS) and files(tmp_path) == ["x.npz"]
@@ -261,7 +275,9 @@ def test_objects_are_not_unpickled(tmp_path):
         read_npz(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"nonsense", b"\x93NUMPY\x01\x00", b"PK\x05\x06" + bytes(18)])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK", b"nonsense", b"\x93NUMPY\x01\x00", b"PK\x05\x06" + bytes(18)]
+)
 def test_what_is_not_an_npz(tmp_path, content):
     (tmp_path / "x.npz").write_bytes(content)
     if content.startswith(b"PK\x05"):  # an archive of nothing
@@ -277,7 +293,9 @@ def test_missing_files_are_said_to_be_missing(tmp_path):
             read(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'"x"', b"3", b"\xff\xfe", b"[" * 100_000, b"{}x", b"null"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'"x"', b"3", b"\xff\xfe", b"[" * 100_000, b"{}x", b"null"]
+)
 def test_what_is_not_a_json_object(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(DataError, match="x.json: (not valid JSON|expected a JSON object)"):
@@ -327,8 +345,9 @@ def write(at):
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_leftovers_of_the_dead_are_removed_and_work_in_progress_is_not(tmp_path, kind):
-    with subprocess.Popen([sys.executable, "-c", WRITER, kind, str(tmp_path / "sub" / "x")], text=True,
-                          stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, kind, str(tmp_path / "sub" / "x")], text=True, stdout=subprocess.PIPE
+    ) as process:
         temporary = process.stdout.readline().strip()
         remove_partial(tmp_path)
         assert os.path.exists(temporary) and not (tmp_path / "sub" / "x").exists()

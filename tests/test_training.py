@@ -11,8 +11,10 @@ from rumfast.training import Learner, learning_rate
 
 
 def same(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(),
-                                                  strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 def with_train(data, image_NHWC, label_N):
@@ -26,12 +28,17 @@ def with_train(data, image_NHWC, label_N):
 RATES = [
     (dict(schedule="constant"), [(0, 0.4), (9.99, 0.4)]),
     (dict(schedule="cosine"), [(0, 0.4), (2.5, 0.2 * (1 + math.sqrt(0.5))), (5, 0.2), (10, 0.0), (11, 0.0)]),
-    (dict(schedule="multistep", milestones=(3, 6), gamma=0.1),
-     [(0, 0.4), (2.99, 0.4), (3, 0.04), (5.99, 0.04), (6, 0.004), (10, 0.004)]),
+    (
+        dict(schedule="multistep", milestones=(3, 6), gamma=0.1),
+        [(0, 0.4), (2.99, 0.4), (3, 0.04), (5.99, 0.04), (6, 0.004), (10, 0.004)],
+    ),
     (dict(schedule="constant", warmup_epochs=2), [(0, 0.0), (0.5, 0.1), (1, 0.2), (2, 0.4), (7, 0.4)]),
     # After the warm-up the cosine has what is left of the training, not all of it.
     (dict(schedule="cosine", warmup_epochs=2), [(0, 0.0), (1, 0.2), (2, 0.4), (6, 0.2), (10, 0.0)]),
-    (dict(schedule="multistep", milestones=(3,), gamma=0.2, warmup_epochs=1), [(0.25, 0.1), (2, 0.4), (3, 0.08)]),
+    (
+        dict(schedule="multistep", milestones=(3,), gamma=0.2, warmup_epochs=1),
+        [(0.25, 0.1), (2, 0.4), (3, 0.08)],
+    ),
     (dict(schedule="cosine", warmup_epochs=10), [(5, 0.2), (10, 0.4)]),
 ]
 
@@ -46,8 +53,9 @@ def test_learning_rates_by_hand(schedule, points):
 def test_each_step_uses_the_rate_of_its_own_moment(digits, tiny_config, monkeypatch):
     used = []
     original = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step",
-                        lambda self: (used.append(self.param_groups[0]["lr"]), original(self))[1])
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self: (used.append(self.param_groups[0]["lr"]), original(self))[1]
+    )
     config = tiny_config.model_copy(update={"schedule": "cosine", "lr": 0.2})
     train(digits, config, range(130), device="cpu")  # 3 batches per epoch, 2 epochs
     assert used == pytest.approx([0.1 * (1 + math.cos(math.pi * step / 6)) for step in range(6)], abs=1e-9)
@@ -86,7 +94,9 @@ def test_examples_that_are_not_in_ids_cannot_be_noticed(digits, tiny_config):
 
 
 def test_ids_none_means_all(digits, tiny_config):
-    assert same(train(digits, tiny_config, device="cpu"), train(digits, tiny_config, range(300), device="cpu"))
+    assert same(
+        train(digits, tiny_config, device="cpu"), train(digits, tiny_config, range(300), device="cpu")
+    )
 
 
 @pytest.mark.parametrize("examples", [1, 64, 65, 129])
@@ -96,14 +106,16 @@ def test_every_example_once_per_epoch_in_another_order(digits, tiny_config, exam
     batches = [batch.id.tolist() for batch in learner.batches(ids, 3, seed=0)]
     per_epoch = math.ceil(examples / 64)
     assert learner.steps_per_epoch(examples) == per_epoch and len(batches) == 3 * per_epoch
-    epochs = [sum(batches[start: start + per_epoch], []) for start in range(0, len(batches), per_epoch)]
+    epochs = [sum(batches[start : start + per_epoch], []) for start in range(0, len(batches), per_epoch)]
     assert all(sorted(epoch) == ids.tolist() for epoch in epochs)
     assert examples == 1 or epochs[0] != epochs[1] != epochs[2]
     again = [batch.id.tolist() for batch in learner.batches(ids, 3, seed=0)]
     assert again == batches
 
 
-@pytest.mark.parametrize("epochs, steps", [(1, 5), (2, 10), (0.2, 1), (0.3, 2), (1.0001, 6), (0.6, 3), (0.001, 1)])
+@pytest.mark.parametrize(
+    "epochs, steps", [(1, 5), (2, 10), (0.2, 1), (0.3, 2), (1.0001, 6), (0.6, 3), (0.001, 1)]
+)
 def test_fractional_epochs_are_rounded_up_to_batches(digits, tiny_config, epochs, steps):
     learner = Learner(digits, tiny_config, "cpu")
     assert sum(1 for _ in learner.batches(torch.arange(300), epochs, seed=0)) == steps  # 300 = 5 · 60
@@ -121,8 +133,12 @@ def test_one_step_is_sgd_with_momentum_and_weight_decay(digits, tiny_config):
     weight = learner.model.fc.weight
     start, gradients = weight.detach().clone().double(), []
     optimizer = learner.optimizer(0.1, 0.9, 0.01)
-    learner.descend(learner.batches(torch.arange(128), 1, 0), optimizer, learner.cross_entropy,
-                    lambda step: gradients.append(weight.grad.detach().clone().double()))
+    learner.descend(
+        learner.batches(torch.arange(128), 1, 0),
+        optimizer,
+        learner.cross_entropy,
+        lambda step: gradients.append(weight.grad.detach().clone().double()),
+    )
     velocity_1 = gradients[0] + 0.01 * start
     after_1 = start - 0.1 * velocity_1
     after_2 = after_1 - 0.1 * (0.9 * velocity_1 + gradients[1] + 0.01 * after_1)
@@ -141,7 +157,9 @@ def test_batch_norm_statistics_may_diverge_alone(digits, tiny_config):
     with torch.no_grad():
         learner.model.conv1.weight *= 1e25
     with pytest.raises(DivergedError):
-        learner.descend(learner.batches(torch.arange(64), 1, 0), learner.optimizer(0.0, 0, 0), learner.cross_entropy)
+        learner.descend(
+            learner.batches(torch.arange(64), 1, 0), learner.optimizer(0.0, 0, 0), learner.cross_entropy
+        )
     assert all(parameter.isfinite().all() for parameter in learner.model.parameters())
 
 
@@ -157,8 +175,15 @@ def test_a_loss_that_is_nan_once_is_an_error(digits, tiny_config, step):
         learner.descend(learner.batches(torch.arange(300), 2, 0), learner.optimizer(0.1, 0.9, 0), loss_of)
 
 
-BAD_IDS = {"none": [], "twice": [1, 2, 2], "outside": [299, 300], "negative": [-1], "floats": [0.0, 1.0],
-           "mask": np.arange(300) > 5, "two-dimensional": [[1, 2]]}
+BAD_IDS = {
+    "none": [],
+    "twice": [1, 2, 2],
+    "outside": [299, 300],
+    "negative": [-1],
+    "floats": [0.0, 1.0],
+    "mask": np.arange(300) > 5,
+    "two-dimensional": [[1, 2]],
+}
 
 
 @pytest.mark.parametrize("name", BAD_IDS)
@@ -169,7 +194,9 @@ def test_bad_ids_are_refused_before_training(digits, tiny_config, name, monkeypa
 
 
 def test_one_example_trains(digits, tiny_config):
-    assert all(tensor.isfinite().all() for tensor in train(digits, tiny_config, [7], device="cpu").parameters())
+    assert all(
+        tensor.isfinite().all() for tensor in train(digits, tiny_config, [7], device="cpu").parameters()
+    )
 
 
 def test_bf16_trains_float32_weights(digits, tiny_config):

@@ -14,7 +14,7 @@ class SgdConfig(Strict):
     """Hyper-parameters that all SGD-based algorithms share."""
 
     lr: Rate = 0.01  # constant
-    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0  # passes; a fraction is rounded up to batches
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0  # a fraction ends with a whole batch
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Rate = 5e-4
 
@@ -22,13 +22,13 @@ class SgdConfig(Strict):
 class Algorithm(NamedTuple):
     """An unlearning algorithm: its hyper-parameters, what it does, and what it costs.
 
-    ``run(learner, forget, retain, config, seed)`` changes ``learner.model`` in place and leaves it in eval mode.
-    ``forget`` and ``retain`` are int64 ids on the learner's device; nothing else of the data may be used.
-    ``cost(F, R, batch size)`` is the number of examples whose gradient one epoch takes, and a fixed number besides;
-    plans of equal budget are made with it.
+    ``run(learner, forget, retain, config, seed)`` changes ``learner.model`` in place and leaves it in eval
+    mode. ``forget`` and ``retain`` are int64 ids on the learner's device; nothing else of the data may be
+    used. ``cost(F, R, batch size)`` is the number of examples whose gradient one epoch takes, and a fixed
+    number besides; plans of equal budget are made with it.
     """
 
     config: type[Strict]
     run: Callable[[Learner, Tensor, Tensor, Any, int], None]
-    cost: Callable[[int, int, int], tuple[float, int]]  # (F, R, batch size) → examples per epoch, examples once
+    cost: Callable[[int, int, int], tuple[float, int]]
     source: str

@@ -22,7 +22,9 @@ class NegGradPlusConfig(SgdConfig):
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.97
 
 
-def _neggrad_plus(learner: Learner, forget: Tensor, retain: Tensor, config: NegGradPlusConfig, seed: int) -> None:
+def _neggrad_plus(
+    learner: Learner, forget: Tensor, retain: Tensor, config: NegGradPlusConfig, seed: int
+) -> None:
     """min_θ α·CE(R) − (1−α)·CE(S); the forget set is cycled beside the retain set's batches."""
     optimizer = learner.optimizer(config.lr, config.momentum, config.weight_decay)
     ascent = _cycle(learner, forget, derive_seed("ascent", seed))
@@ -46,5 +48,8 @@ def _cost(forget: int, retain: int, batch: int) -> tuple[float, int]:
 
 
 NEGGRAD_PLUS = Algorithm(
-    NegGradPlusConfig, _neggrad_plus, _cost, "Kurmanji et al. 2023, section 4",
+    NegGradPlusConfig,
+    _neggrad_plus,
+    _cost,
+    "Kurmanji et al. 2023, section 4",
 )

@@ -26,7 +26,9 @@ class SalunConfig(RandomLabelConfig):
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
-def _random_label(learner: Learner, forget: Tensor, retain: Tensor, config: RandomLabelConfig, seed: int) -> None:
+def _random_label(
+    learner: Learner, forget: Tensor, retain: Tensor, config: RandomLabelConfig, seed: int
+) -> None:
     """min_θ CE on S with random wrong labels and R with its own, shuffled together."""
     _relabel(learner, forget, retain, config, seed, frozen=None)
 
@@ -40,8 +42,14 @@ def _salun(learner: Learner, forget: Tensor, retain: Tensor, config: SalunConfig
     _relabel(learner, forget, retain, config, seed, frozen)
 
 
-def _relabel(learner: Learner, forget: Tensor, retain: Tensor, config: RandomLabelConfig, seed: int,
-             frozen: list[Tensor] | None) -> None:
+def _relabel(
+    learner: Learner,
+    forget: Tensor,
+    retain: Tensor,
+    config: RandomLabelConfig,
+    seed: int,
+    frozen: list[Tensor] | None,
+) -> None:
     optimizer = learner.optimizer(config.lr, config.momentum, config.weight_decay)
     label_N = learner.loader.label_N.clone()
     label_N[forget] = wrong_labels(label_N[forget], learner.model.fc.out_features, seed)
@@ -80,15 +88,25 @@ def saliency_masks(learner: Learner, forget: Tensor, fraction: float) -> list[Te
     for batch in learner.loader.epoch(forget, 0, shuffle=False):
         cross_entropy(learner.logits(batch.image), batch.label, reduction="sum").backward()
         learner.examples += len(batch.id)
-    saliency = [parameter.grad.abs() for parameter in learner.model.parameters() if parameter.grad is not None]
+    saliency = [
+        parameter.grad.abs() for parameter in learner.model.parameters() if parameter.grad is not None
+    ]
     learner.model.zero_grad()
     flat = torch.cat([values.flatten() for values in saliency])
     kept = torch.zeros_like(flat, dtype=torch.bool)
     kept[flat.topk(max(1, round(fraction * flat.numel()))).indices] = True
-    return [mask.view_as(values) for mask, values in zip(kept.split([v.numel() for v in saliency]), saliency, strict=True)]
+    return [
+        mask.view_as(values)
+        for mask, values in zip(kept.split([v.numel() for v in saliency]), saliency, strict=True)
+    ]
 
 
 RANDOM_LABEL = Algorithm(
-    RandomLabelConfig, _random_label, lambda forget, retain, batch: (forget + retain, 0), "Golatkar et al. 2020",
+    RandomLabelConfig,
+    _random_label,
+    lambda forget, retain, batch: (forget + retain, 0),
+    "Golatkar et al. 2020",
 )
-SALUN = Algorithm(SalunConfig, _salun, lambda forget, retain, batch: (forget + retain, forget), "Fan et al. 2024, section 4")
+SALUN = Algorithm(
+    SalunConfig, _salun, lambda forget, retain, batch: (forget + retain, forget), "Fan et al. 2024, section 4"
+)

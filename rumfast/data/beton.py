@@ -15,9 +15,7 @@ from rumfast.data.dataset import Examples
 from rumfast.data.layout import read_images, read_tables
 from rumfast.errors import DataError, StorageError, UsageError
 
-FFCV_INSTALL = (
-    "apt-get install libopencv-dev libturbojpeg0-dev pkg-config, then pip install 'rumfast[ffcv]'"
-)
+FFCV_INSTALL = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config, then pip install 'rumfast[ffcv]'"
 WRITER = (sys.executable, "-m", "rumfast.data.writer")
 
 

@@ -6,6 +6,16 @@ from rumfast.evaluation.metrics import METRICS, Metric, ModelScores, compare, sc
 from rumfast.evaluation.tow import tug_of_war
 
 __all__ = [
-    "METRICS", "Interval", "Metric", "ModelScores", "NullBand", "compare", "modified_entropy", "null_band",
-    "score_model", "svc_mia", "t_interval", "tug_of_war",
+    "METRICS",
+    "Interval",
+    "Metric",
+    "ModelScores",
+    "NullBand",
+    "compare",
+    "modified_entropy",
+    "null_band",
+    "score_model",
+    "svc_mia",
+    "t_interval",
+    "tug_of_war",
 ]

@@ -50,13 +50,16 @@ class NullBand(NamedTuple):
         return self.low <= value <= self.high
 
 
-def null_band(oracles: Sequence[Model], metric: Callable[[Model, Sequence[Model]], float],
-              limits: tuple[float, float] = (0.0, 1.0)) -> NullBand:
+def null_band(
+    oracles: Sequence[Model],
+    metric: Callable[[Model, Sequence[Model]], float],
+    limits: tuple[float, float] = (0.0, 1.0),
+) -> NullBand:
     """Compute ``metric`` of each oracle against all the others, and where one more oracle would fall.
 
-    The band is the 95 % prediction interval for a new retrain, mean ± t_{0.975, n−1} · s · √(1 + 1/n), cut to the
-    metric's range: it is about one model, where a t-interval would be about the mean of many. Two oracles at
-    equal distance from each other show no spread, and so set no limits.
+    The band is the 95 % prediction interval for a new retrain, mean ± t_{0.975, n−1} · s · √(1 + 1/n), cut
+    to the metric's range: it is about one model, where a t-interval would be about the mean of many. Two
+    oracles at equal distance from each other show no spread, and so set no limits.
 
     Raises:
         DataError: fewer than two oracles.
@@ -64,7 +67,7 @@ def null_band(oracles: Sequence[Model], metric: Callable[[Model, Sequence[Model]
     n = len(oracles)
     if n < 2:
         raise DataError(f"null_band: got {n} oracle, expected at least 2")
-    values = [metric(oracle, [*oracles[:i], *oracles[i + 1:]]) for i, oracle in enumerate(oracles)]
+    values = [metric(oracle, [*oracles[:i], *oracles[i + 1 :]]) for i, oracle in enumerate(oracles)]
     mean = float(np.mean(values))
     if n == 2 and values[0] == values[1]:
         return NullBand(mean, *limits, n)

@@ -13,7 +13,8 @@ def confidence(logits_NC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
 
 
 def modified_entropy(probability_NC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
-    """Modified entropy −(1−p_y) log p_y − Σ_{c≠y} p_c log(1−p_c) (Song & Mittal 2021, section 5.2), [N] in [0, ∞].
+    """Modified entropy −(1−p_y) log p_y − Σ_{c≠y} p_c log(1−p_c) (Song & Mittal 2021, section 5.2), [N] in
+    [0, ∞].
 
     >>> round(float(modified_entropy(np.array([[0.7, 0.2, 0.1]]), np.array([0]))[0]), 4)
     0.1622
@@ -26,12 +27,13 @@ def modified_entropy(probability_NC: np.ndarray, label_N: np.ndarray) -> np.ndar
     return -xlogy(1 - own_N, own_N) - others_NC.sum(1)
 
 
-def svc_mia(member_M: np.ndarray, non_member_N: np.ndarray, target_F: np.ndarray, *, most: int = 5000,
-            seed: int = 0) -> float:
+def svc_mia(
+    member_M: np.ndarray, non_member_N: np.ndarray, target_F: np.ndarray, *, most: int = 5000, seed: int = 0
+) -> float:
     """Share of targets that an SVC trained on members and non-members calls non-member.
 
-    The attack of the research code: SVC(C=3, gamma="auto", rbf) on one feature per example, fitted on equally many
-    members (retain examples) and non-members (test examples) drawn at random.
+    The attack of the research code: SVC(C=3, gamma="auto", rbf) on one feature per example, fitted on
+    equally many members (retain examples) and non-members (test examples) drawn at random.
 
     Args:
         member_M, non_member_N, target_F: one feature per example, for instance its confidence.
@@ -48,7 +50,9 @@ def svc_mia(member_M: np.ndarray, non_member_N: np.ndarray, target_F: np.ndarray
     sets = {"members": member_M, "non-members": non_member_N, "targets": target_F}
     for name, values in sets.items():
         if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-            raise DataError(f"svc_mia: {name} must be a non-empty vector of finite numbers, got shape {values.shape}")
+            raise DataError(
+                f"svc_mia: {name} must be a non-empty vector of finite numbers, got shape {values.shape}"
+            )
     size = min(len(member_M), len(non_member_N), most)
     draw = np.random.default_rng(seed)
     chosen = [draw.choice(values, size, replace=False) for values in (member_M, non_member_N)]

@@ -27,8 +27,16 @@ class Metric(NamedTuple):
     function: Callable[[ModelScores, Sequence[ModelScores]], float]
 
 
-def score_model(train_NC: np.ndarray, test_NC: np.ndarray, train_label_N: np.ndarray, test_label_N: np.ndarray,
-                forget: np.ndarray, retain: np.ndarray, *, mia_examples: int = 5000) -> ModelScores:
+def score_model(
+    train_NC: np.ndarray,
+    test_NC: np.ndarray,
+    train_label_N: np.ndarray,
+    test_label_N: np.ndarray,
+    forget: np.ndarray,
+    retain: np.ndarray,
+    *,
+    mia_examples: int = 5000,
+) -> ModelScores:
     """Score one model from its logits.
 
     Args:
@@ -42,7 +50,9 @@ def score_model(train_NC: np.ndarray, test_NC: np.ndarray, train_label_N: np.nda
         accuracy_forget=float(correct_N[forget].mean()),
         accuracy_retain=float(correct_N[retain].mean()),
         accuracy_test=float((test_NC.argmax(1) == test_label_N).mean()),
-        mia=svc_mia(confidence_N[retain], confidence(test_NC, test_label_N), confidence_N[forget], most=mia_examples),
+        mia=svc_mia(
+            confidence_N[retain], confidence(test_NC, test_label_N), confidence_N[forget], most=mia_examples
+        ),
     )
 
 
@@ -54,7 +64,9 @@ def compare(metric: str, model: ModelScores, oracles: Sequence[ModelScores]) -> 
 def _tow(keys: tuple[str, ...]) -> Callable[[ModelScores, Sequence[ModelScores]], float]:
     def function(model: ModelScores, oracles: Sequence[ModelScores]) -> float:
         ours = {key: getattr(model, key) for key in keys}
-        return float(np.mean([tug_of_war(ours, {key: getattr(oracle, key) for key in keys}) for oracle in oracles]))
+        return float(
+            np.mean([tug_of_war(ours, {key: getattr(oracle, key) for key in keys}) for oracle in oracles])
+        )
 
     return function
 
@@ -65,17 +77,31 @@ def _own(key: str) -> Callable[[ModelScores, Sequence[ModelScores]], float]:
 
 METRICS: dict[str, Metric] = {
     "tow": Metric(
-        "ToW", "product over forget, retain and test set of 1 − |accuracy − oracle's accuracy|, mean over oracles",
-        "higher", _tow(("accuracy_forget", "accuracy_retain", "accuracy_test"))),
+        "ToW",
+        "product over forget, retain and test set of 1 − |accuracy − oracle's accuracy|, mean over oracles",
+        "higher",
+        _tow(("accuracy_forget", "accuracy_retain", "accuracy_test")),
+    ),
     "tow_mia": Metric(
-        "ToW-MIA", "ToW with the forget set's accuracy replaced by the SVC-MIA share", "higher",
-        _tow(("mia", "accuracy_retain", "accuracy_test"))),
-    "accuracy_forget": Metric("forget accuracy", "share of the forget set classified as labelled", "oracle",
-                              _own("accuracy_forget")),
-    "accuracy_retain": Metric("retain accuracy", "share of the retain set classified as labelled", "oracle",
-                              _own("accuracy_retain")),
-    "accuracy_test": Metric("test accuracy", "share of the test set classified as labelled", "oracle",
-                            _own("accuracy_test")),
-    "mia": Metric("MIA", "share of the forget set that an SVC on confidence, fitted on retain and test examples, "
-                  "calls non-member", "oracle", _own("mia")),
+        "ToW-MIA",
+        "ToW with the forget set's accuracy replaced by the SVC-MIA share",
+        "higher",
+        _tow(("mia", "accuracy_retain", "accuracy_test")),
+    ),
+    "accuracy_forget": Metric(
+        "forget accuracy", "share of the forget set classified as labelled", "oracle", _own("accuracy_forget")
+    ),
+    "accuracy_retain": Metric(
+        "retain accuracy", "share of the retain set classified as labelled", "oracle", _own("accuracy_retain")
+    ),
+    "accuracy_test": Metric(
+        "test accuracy", "share of the test set classified as labelled", "oracle", _own("accuracy_test")
+    ),
+    "mia": Metric(
+        "MIA",
+        "share of the forget set that an SVC on confidence, fitted on retain and test examples, "
+        "calls non-member",
+        "oracle",
+        _own("mia"),
+    ),
 }

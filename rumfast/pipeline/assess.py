@@ -5,15 +5,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from rumfast.config import dump_recipe
-
 from rumfast.data import Dataset, Split
-from rumfast.evaluation import METRICS, Interval, ModelScores, NullBand, compare, null_band, score_model, t_interval
-from rumfast.inference import predict
-from rumfast.models import Classifier
-from rumfast.runtime import environment
+from rumfast.evaluation import (
+    METRICS,
+    Interval,
+    ModelScores,
+    NullBand,
+    compare,
+    null_band,
+    score_model,
+    t_interval,
+)
+from rumfast.inference import embeddings_of, predict
+from rumfast.models import Classifier, build_model
+from rumfast.runtime import environment, pick_device
+from rumfast.scores import entanglement_score
 from rumfast.store import read_json
 from rumfast.sweeps import Population
 
@@ -23,8 +33,9 @@ if TYPE_CHECKING:
 EXAMPLES_SHOWN = 20  # most, and least, memorized images in the report
 
 
-def evaluate(model: Classifier, oracles: Classifier | Sequence[Classifier], data: Dataset,
-             split: Split) -> dict[str, float]:
+def evaluate(
+    model: Classifier, oracles: Classifier | Sequence[Classifier], data: Dataset, split: Split
+) -> dict[str, float]:
     """Every metric of one model against one or more oracles, in [0, 1].
 
     With two oracles or more, hold the values against ``rumfast.evaluation.null_band`` of the same oracles.
@@ -35,17 +46,26 @@ def evaluate(model: Classifier, oracles: Classifier | Sequence[Classifier], data
     return {name: compare(name, scores[0], scores[1:]) for name in METRICS}
 
 
-def score_population(population: Population, members: int, data: Dataset, split: Split,
-                     mia_examples: int) -> list[ModelScores]:
+def score_population(
+    population: Population, members: int, data: Dataset, split: Split, mia_examples: int
+) -> list[ModelScores]:
     """Scores of a population's models, from their stored logits."""
     found = (population.outputs(index) for index in range(members))
     return [_score(outputs["train"], outputs["test"], data, split, mia_examples) for outputs in found]
 
 
-def _score(train_NC: np.ndarray, test_NC: np.ndarray, data: Dataset, split: Split,
-           mia_examples: int = 5000) -> ModelScores:
-    return score_model(train_NC, test_NC, data.train.label_N, data.test.label_N, split.forget, split.retain,
-                       mia_examples=mia_examples)
+def _score(
+    train_NC: np.ndarray, test_NC: np.ndarray, data: Dataset, split: Split, mia_examples: int = 5000
+) -> ModelScores:
+    return score_model(
+        train_NC,
+        test_NC,
+        data.train.label_N,
+        data.test.label_N,
+        split.forget,
+        split.retain,
+        mia_examples=mia_examples,
+    )
 
 
 def bands_of(oracles: Sequence[ModelScores]) -> dict[str, NullBand]:
@@ -53,9 +73,11 @@ def bands_of(oracles: Sequence[ModelScores]) -> dict[str, NullBand]:
     return {name: null_band(oracles, partial(compare, name)) for name in METRICS}
 
 
-def metrics_of(models: Sequence[ModelScores], oracles: Sequence[ModelScores],
-               bands: Mapping[str, NullBand]) -> dict[str, dict[str, Any]]:
-    """Every metric of a population with its interval over seeds, and whether its mean lies in the null band."""
+def metrics_of(
+    models: Sequence[ModelScores], oracles: Sequence[ModelScores], bands: Mapping[str, NullBand]
+) -> dict[str, dict[str, Any]]:
+    """Every metric of a population with its interval over seeds, and whether its mean lies in the null
+    band."""
     return {
         name: interval_dict(interval := t_interval([compare(name, model, oracles) for model in models]))
         | {"inside": bands[name].contains(interval.mean)}
@@ -65,19 +87,33 @@ def metrics_of(models: Sequence[ModelScores], oracles: Sequence[ModelScores],
 
 def interval_dict(interval: Interval) -> dict[str, Any]:
     """An interval as JSON."""
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "values": list(interval.values)}
+    return {
+        "mean": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "values": list(interval.values),
+    }
 
 
 def accuracies_of(models: Sequence[ModelScores]) -> dict[str, dict[str, Any]]:
     """Scores of reference models with intervals over seeds."""
-    return {key: interval_dict(t_interval([getattr(model, key) for model in models]))
-            for key in ModelScores._fields}
+    return {
+        key: interval_dict(t_interval([getattr(model, key) for model in models]))
+        for key in ModelScores._fields
+    }
 
 
 def metric_definitions() -> dict[str, dict[str, Any]]:
     """What each metric of a report means."""
-    return {name: {"label": metric.label, "definition": metric.definition, "better": metric.better, "range": [0, 1]}
-            for name, metric in METRICS.items()}
+    return {
+        name: {
+            "label": metric.label,
+            "definition": metric.definition,
+            "better": metric.better,
+            "range": [0, 1],
+        }
+        for name, metric in METRICS.items()
+    }
 
 
 def summarize(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -94,19 +130,42 @@ def summarize(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
     for plan in run.recipe.plans:
         population = run.plan_population(plan)
         examples = _mean_metric(population, seeds, "examples")
-        plans.append({
-            "name": plan.name, "steps": " > ".join(population.metrics(0)["steps"]), "refine": plan.refine,
-            "retain": run.recipe.unlearn.retain, "examples": examples, "cost": examples / full_cost,
-            "metrics": metrics_of(scores(population, seeds), oracles, bands),
-        })
+        plans.append(
+            {
+                "name": plan.name,
+                "steps": " > ".join(population.metrics(0)["steps"]),
+                "refine": plan.refine,
+                "retain": run.recipe.unlearn.retain,
+                "examples": examples,
+                "cost": examples / full_cost,
+                "metrics": metrics_of(scores(population, seeds), oracles, bands),
+            }
+        )
         timing["plans"][plan.name] = _wall(population, seeds)
     reference = {"oracle": accuracies_of(oracles), "original": accuracies_of(scores(run.originals, seeds))}
     summary = describe(run) | {
-        "schema": "rumfast/evaluation/1", "seeds": seeds, "oracles": settings.oracles,
-        "metrics": metric_definitions(), "bands": {name: band._asdict() for name, band in bands.items()},
-        "plans": plans, "reference": reference,
+        "schema": "rumfast/evaluation/1",
+        "seeds": seeds,
+        "oracles": settings.oracles,
+        "metrics": metric_definitions(),
+        "bands": {name: band._asdict() for name, band in bands.items()},
+        "plans": plans,
+        "reference": reference,
     }
     return summary, timing
+
+
+def entanglement_of(run: "Run") -> dict[str, float]:
+    """Entanglement score of the forget set and of each group with the retain set, in original 0."""
+    train = run.recipe.train
+    model = build_model(train.arch, len(run.data.classes), width=train.width, stem_stride=train.stem_stride)
+    model.load_state_dict(run.originals.state(0))
+    embedding_ND = torch.from_numpy(
+        embeddings_of(model.to(pick_device(run.device)), run.data, run.data.train)
+    )
+    retain_RD = embedding_ND[run.split.retain]
+    sets = {"forget": run.split.forget, **{f"group/{group.name}": group.ids for group in run.groups()}}
+    return {name: entanglement_score(retain_RD, embedding_ND[ids]) for name, ids in sets.items()}
 
 
 def describe(run: "Run") -> dict[str, Any]:
@@ -116,20 +175,42 @@ def describe(run: "Run") -> dict[str, Any]:
     entanglement = read_json(run.dir.entanglement)
     sweep = None
     if scores is not None:
-        sweep = {"members": recipe.sweep.members, "include": recipe.sweep.include,
-                 "median_standard_error": float(np.nanmedian(scores.standard_error_N))}
+        sweep = {
+            "members": recipe.sweep.members,
+            "include": recipe.sweep.include,
+            "median_standard_error": float(np.nanmedian(scores.standard_error_N)),
+        }
     return {
-        "name": recipe.name, "train": recipe.train.model_dump(mode="json"), "sweep": sweep,
-        "budget_examples": run.budget, "retain_mode": recipe.unlearn.retain,
-        "dataset": {"name": data.name, "source": data.source, "fingerprint": data.fingerprint, "train": len(data),
-                    "test": len(data.test), "classes": list(data.classes),
-                    "shape": list(data.train.image_NHWC.shape[1:]), "flipped": len(data.flipped)},
+        "name": recipe.name,
+        "train": recipe.train.model_dump(mode="json"),
+        "sweep": sweep,
+        "budget_examples": run.budget,
+        "retain_mode": recipe.unlearn.retain,
+        "dataset": {
+            "name": data.name,
+            "source": data.source,
+            "fingerprint": data.fingerprint,
+            "train": len(data),
+            "test": len(data.test),
+            "classes": list(data.classes),
+            "shape": list(data.train.image_NHWC.shape[1:]),
+            "flipped": len(data.flipped),
+        },
         "forget": {
-            "request": recipe.forget.request, "size": len(run.split.forget), "entanglement": entanglement["forget"],
-            "flipped": int(np.isin(run.split.forget, data.flipped).sum()), "excluded": len(run.excluded),
-            "groups": [{"name": group.name, "size": len(group.ids), "entanglement": entanglement[f"group/{group.name}"],
-                        "memorization_mean": None if scores is None else float(scores.score_N[group.ids].mean())}
-                       for group in groups],
+            "request": recipe.forget.request,
+            "size": len(run.split.forget),
+            "entanglement": entanglement["forget"],
+            "flipped": int(np.isin(run.split.forget, data.flipped).sum()),
+            "excluded": len(run.excluded),
+            "groups": [
+                {
+                    "name": group.name,
+                    "size": len(group.ids),
+                    "entanglement": entanglement[f"group/{group.name}"],
+                    "memorization_mean": None if scores is None else float(scores.score_N[group.ids].mean()),
+                }
+                for group in groups
+            ],
         },
         "config_toml": dump_recipe(recipe),
     }
@@ -146,8 +227,15 @@ def _wall(population: Population, members: int) -> dict[str, Any]:
 def merge_timing(summary: dict[str, Any], timing: dict[str, Any], command: str) -> dict[str, Any]:
     """What the report shows: the summary with wall times, the environment and the command."""
     plans = [plan | {"wall_s": timing["plans"][plan["name"]]} for plan in summary["plans"]]
-    reference = summary["reference"] | {"oracle": summary["reference"]["oracle"] | {"wall_s": timing["oracle"]}}
-    return summary | {"plans": plans, "reference": reference, "environment": environment(), "command": command}
+    reference = summary["reference"] | {
+        "oracle": summary["reference"]["oracle"] | {"wall_s": timing["oracle"]}
+    }
+    return summary | {
+        "plans": plans,
+        "reference": reference,
+        "environment": environment(),
+        "command": command,
+    }
 
 
 def report_images(run: "Run") -> dict[str, Any]:
@@ -162,11 +250,20 @@ def report_images(run: "Run") -> dict[str, Any]:
     def show(example: int) -> dict[str, Any]:
         label = data.train.label_N[example]
         clean = label if data.clean_label_N is None else data.clean_label_N[example]
-        return {"id": int(example), "image": data.train.image_NHWC[example], "label": data.classes[label],
-                "clean_label": None if clean == label else data.classes[clean],
-                "score": float(score_N[example]), "standard_error": float(error_N[example]),
-                "in_forget": bool(forget_mask_N[example])}
+        return {
+            "id": int(example),
+            "image": data.train.image_NHWC[example],
+            "label": data.classes[label],
+            "clean_label": None if clean == label else data.classes[clean],
+            "score": float(score_N[example]),
+            "standard_error": float(error_N[example]),
+            "in_forget": bool(forget_mask_N[example]),
+        }
 
-    return {"most": [show(example) for example in order[::-1][:EXAMPLES_SHOWN]],
-            "least": [show(example) for example in order[:EXAMPLES_SHOWN]],
-            "score_N": score_N, "forget_mask_N": forget_mask_N, "flipped_mask_N": flipped_mask_N}
+    return {
+        "most": [show(example) for example in order[::-1][:EXAMPLES_SHOWN]],
+        "least": [show(example) for example in order[:EXAMPLES_SHOWN]],
+        "score_N": score_N,
+        "forget_mask_N": forget_mask_N,
+        "flipped_mask_N": flipped_mask_N,
+    }

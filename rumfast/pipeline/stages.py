@@ -7,31 +7,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from rumfast.config import PlanConfig, Recipe, dump_recipe, load_recipe
-from rumfast.data import Dataset, Split, load_dataset, pack, select_forget
+from rumfast.data import Dataset, Split, load_dataset, pack
 from rumfast.errors import DataError, PartialError, StorageError, UsageError
-from rumfast.inference import embeddings_of
-from rumfast.models import build_model
 from rumfast.pipeline import assess
-from rumfast.plans import bind, parse_plan, spread_budget
-from rumfast.refinement import Group, refine, refine_at_random, refine_by_class
+from rumfast.pipeline.request import budget_of, regroup, rehearse, resolve
+from rumfast.refinement import Group
 from rumfast.reporting.page import write_report
-from rumfast.runtime import environment, one_thread, pick_device, pick_precision
-from rumfast.scores import Memorization, entanglement_score, memorization_scores
-from rumfast.store import RunDir, read_json, read_npz, remove_partial, require_same, write_json, write_npz, write_text
+from rumfast.runtime import cpu_threads, environment, pick_device, pick_precision
+from rumfast.scores import Memorization, memorization_scores
+from rumfast.store import (
+    RunDir,
+    read_json,
+    read_npz,
+    remove_partial,
+    require_same,
+    write_json,
+    write_npz,
+    write_text,
+)
 from rumfast.sweeps import DataRef, LocalEngine, Population, PopulationSpec, load_sweep
 from rumfast.sweeps.run import sweep_spec, train_members
 from rumfast.sweeps.spec import GroupSpec
 
 
-
 class Run:
     """A recipe over a folder. Each stage needs the ones before it, and does only what the folder lacks.
 
-    Trained models are never made twice; scores, groups, evaluation and report are derived, and derived again on
-    every call, which costs seconds.
+    Trained models are never made twice; scores, groups, evaluation and report are derived, and derived again
+    on every call, which costs seconds.
     """
 
     def __init__(self, recipe: Recipe, out: str | Path, engine: LocalEngine, device: str = "auto") -> None:
@@ -63,7 +68,9 @@ class Run:
             return ()
         earlier = Population.open(Path(self.recipe.forget.after)).spec
         if earlier.data.fingerprint != self.data.fingerprint:
-            raise DataError(f"{self.recipe.forget.after}: unlearned from other data than {self.recipe.data.path}")
+            raise DataError(
+                f"{self.recipe.forget.after}: unlearned from other data than {self.recipe.data.path}"
+            )
         return tuple(sorted({*earlier.excluded, *earlier.forget}))
 
     @cached_property
@@ -79,10 +86,17 @@ class Run:
     def _spec(self, kind: str, **fields: Any) -> PopulationSpec:
         train = self.recipe.train
         precision = str(pick_precision(train.precision, pick_device(self.device)))
-        return PopulationSpec.model_validate({
-            "kind": kind, "data": DataRef.to(self.data), "train": train, "seed": train.seed, "precision": precision,
-            "excluded": self.excluded, **fields,
-        })
+        return PopulationSpec.model_validate(
+            {
+                "kind": kind,
+                "data": DataRef.to(self.data),
+                "train": train,
+                "seed": train.seed,
+                "precision": precision,
+                "excluded": self.excluded,
+                **fields,
+            }
+        )
 
     def pack(self) -> dict[str, Any]:
         """Pack or open the data, and write the run's configuration."""
@@ -94,10 +108,12 @@ class Run:
             require_same(self.dir.recipe, _comparable(self.recipe), _comparable(load_recipe(self.dir.recipe)))
         remove_partial(self.dir.root)
         data = self.data
-        self._rehearse()
+        rehearse(self.recipe, data, self.excluded)  # a mistake in request or plans must not cost a sweep
         write_text(self.dir.recipe, dump_recipe(self.recipe))
-        write_json(self.dir.manifest, {"schema": "rumfast/manifest/1", "fingerprint": data.fingerprint,
-                                       "environment": environment()})
+        write_json(
+            self.dir.manifest,
+            {"schema": "rumfast/manifest/1", "fingerprint": data.fingerprint, "environment": environment()},
+        )
         return {"fingerprint": data.fingerprint, "train": len(data), "test": len(data.test)}
 
     def train(self) -> dict[str, Any]:
@@ -106,21 +122,33 @@ class Run:
         if self.recipe.forget.after is None:
             train_members(self.engine, self.originals, seeds, "original models")
         elif len(self.originals.done(seeds)) < len(seeds):
-            raise UsageError(f"evaluate.seeds: got {len(seeds)}, but {self.originals.root} holds "
-                             f"{len(self.originals.done(seeds))} models")
+            raise UsageError(
+                f"evaluate.seeds: got {len(seeds)}, but {self.originals.root} holds "
+                f"{len(self.originals.done(seeds))} models"
+            )
         return {"originals": len(seeds), "path": str(self.originals.root)}
 
     @cached_property
     def sweep_population(self) -> Population:
         """The folder of the sweep."""
         sweep = self.recipe.sweep
-        return Population.create(self.dir.sweep, sweep_spec(
-            self.data, self.recipe.train, include=sweep.include, seed=sweep.seed, device=self.device,
-            excluded=self.excluded))
+        return Population.create(
+            self.dir.sweep,
+            sweep_spec(
+                self.data,
+                self.recipe.train,
+                include=sweep.include,
+                seed=sweep.seed,
+                device=self.device,
+                excluded=self.excluded,
+            ),
+        )
 
     def sweep(self, members: range | None = None) -> dict[str, Any]:
         """Train the sweep, or a part of it."""
-        chosen = members if members is not None else range(self.recipe.sweep.members if self.needs_sweep else 0)
+        chosen = (
+            members if members is not None else range(self.recipe.sweep.members if self.needs_sweep else 0)
+        )
         if chosen:
             train_members(self.engine, self.sweep_population, chosen, "sweep members")
         return {"members": len(chosen), "path": str(self.dir.sweep)}
@@ -132,14 +160,22 @@ class Run:
         members = range(self.recipe.sweep.members)
         missing = len(members) - len(self.sweep_population.done(members))
         if missing:
-            raise PartialError(f"{self.dir.sweep}: {missing} of {len(members)} members are missing; run the sweep")
+            raise PartialError(
+                f"{self.dir.sweep}: {missing} of {len(members)} members are missing; run the sweep"
+            )
         stacked = load_sweep(self.sweep_population, members)
         scores = memorization_scores(stacked.correct_MN, stacked.include_MN)
-        write_npz(self.dir.memorization, {**scores._asdict(), "label_N": self.data.train.label_N,
-                                          "diverged": np.array(stacked.diverged)}, replace=True)
-        return {"memorization": str(self.dir.memorization), "diverged": stacked.diverged,
-                "mean": float(np.nanmean(scores.score_N)),
-                "median_standard_error": float(np.nanmedian(scores.standard_error_N))}
+        write_npz(
+            self.dir.memorization,
+            {**scores._asdict(), "label_N": self.data.train.label_N, "diverged": np.array(stacked.diverged)},
+            replace=True,
+        )
+        return {
+            "memorization": str(self.dir.memorization),
+            "diverged": stacked.diverged,
+            "mean": float(np.nanmean(scores.score_N)),
+            "median_standard_error": float(np.nanmedian(scores.standard_error_N)),
+        }
 
     @cached_property
     def memorization(self) -> Memorization | None:
@@ -152,45 +188,27 @@ class Run:
     @cached_property
     def split(self) -> Split:
         """Forget and retain set; ids that earlier requests deleted are in neither."""
-        return _select(self.recipe, self.data, self._score_N(), self.excluded)
+        return resolve(self.recipe, self.data, self._score_N(), self.excluded)
 
     def _score_N(self) -> np.ndarray | None:
         return None if self.memorization is None else self.memorization.score_N
 
     def groups(self, kind: str | None = None) -> tuple[Group, ...]:
         """The forget set, refined as ``kind`` says (None: as the recipe does)."""
-        return _refine(self.recipe, self.data, self.split, self._score_N(), kind)
-
-    def _rehearse(self) -> None:
-        """Resolve request and plans with made-up scores, so that a mistake in them costs no training."""
-        score_N = np.zeros(len(self.data))
-        split = _select(self.recipe, self.data, score_N, self.excluded)
-        for plan in self.recipe.plans:
-            self._bind(plan, split, _refine(self.recipe, self.data, split, score_N, plan.refine))
-        smallest = int(self.recipe.sweep.include * (len(split.retain) + len(split.forget)))
-        if self.needs_sweep and smallest < 1:
-            raise DataError(f"sweep.include: {self.recipe.sweep.include} of {len(self.data)} training examples leaves "
-                            "none to train on")
+        return regroup(self.recipe, self.data, self.split, self._score_N(), kind)
 
     def refine(self) -> dict[str, Any]:
         """Choose the forget set and refine it into groups."""
         write_npz(self.dir.forget, {"forget": self.split.forget, "retain": self.split.retain}, replace=True)
         write_npz(self.dir.groups, {group.name: group.ids for group in self.groups()}, replace=True)
-        with one_thread():
-            entanglement = self._entanglement()
+        with cpu_threads(1):  # as the workers: sums then do not depend on the number of cores
+            entanglement = assess.entanglement_of(self)
         write_json(self.dir.entanglement, entanglement)
-        return {"forget": len(self.split.forget), "entanglement": entanglement["forget"],
-                "groups": {group.name: len(group.ids) for group in self.groups()}}
-
-    def _entanglement(self) -> dict[str, Any]:
-        """Entanglement score of the forget set and of each group with the retain set, in original 0."""
-        model = build_model(self.recipe.train.arch, len(self.data.classes), width=self.recipe.train.width,
-                            stem_stride=self.recipe.train.stem_stride)
-        model.load_state_dict(self.originals.state(0))
-        embedding_ND = torch.from_numpy(embeddings_of(model.to(pick_device(self.device)), self.data, self.data.train))
-        retain_RD = embedding_ND[self.split.retain]
-        sets = {"forget": self.split.forget, **{f"group/{group.name}": group.ids for group in self.groups()}}
-        return {name: entanglement_score(retain_RD, embedding_ND[ids]) for name, ids in sets.items()}
+        return {
+            "forget": len(self.split.forget),
+            "entanglement": entanglement["forget"],
+            "groups": {group.name: len(group.ids) for group in self.groups()},
+        }
 
     def oracles(self) -> dict[str, Any]:
         """Train the oracles: models that never saw the forget set."""
@@ -205,30 +223,36 @@ class Run:
     @property
     def budget(self) -> int | None:
         """Examples whose gradient each plan may take."""
-        epochs = self.recipe.unlearn.budget_epochs
-        return None if epochs is None else round(epochs * (len(self.split.retain) + len(self.split.forget)))
-
-    def _bind(self, plan: PlanConfig, split: Split, groups: tuple[Group, ...]) -> None:
-        """Check that a plan fits the groups and the budget."""
-        bound = bind(parse_plan(plan.steps), groups)
-        if (epochs := self.recipe.unlearn.budget_epochs) is not None:
-            budget = epochs * (len(split.retain) + len(split.forget))
-            spread_budget(bound, split.retain, self.recipe.unlearn.retain, budget, self.recipe.train.batch_size)
+        return budget_of(self.recipe, self.split)
 
     def plan_population(self, plan: PlanConfig) -> Population:
         """The folder of the models that ``plan`` unlearned."""
         root = self.dir.plan(plan.name)
-        groups = [GroupSpec(name=group.name, ids=tuple(group.ids.tolist()))
-                  for group in self.groups(plan.refine)]
-        return Population.create(root, self._spec(
-            "unlearned", forget=self.split.forget.tolist(), groups=groups, plan=plan.steps, budget=self.budget,
-            retain=self.recipe.unlearn.retain, parent=os.path.relpath(self.originals.root.resolve(), root.resolve())))
+        groups = [
+            GroupSpec(name=group.name, ids=tuple(group.ids.tolist())) for group in self.groups(plan.refine)
+        ]
+        return Population.create(
+            root,
+            self._spec(
+                "unlearned",
+                forget=self.split.forget.tolist(),
+                groups=groups,
+                plan=plan.steps,
+                budget=self.budget,
+                retain=self.recipe.unlearn.retain,
+                parent=os.path.relpath(self.originals.root.resolve(), root.resolve()),
+            ),
+        )
 
     def unlearn(self) -> dict[str, Any]:
         """Run every plan from every original."""
         for plan in self.recipe.plans:
-            train_members(self.engine, self.plan_population(plan), range(self.recipe.evaluate.seeds),
-                          f"plan {plan.name}")
+            train_members(
+                self.engine,
+                self.plan_population(plan),
+                range(self.recipe.evaluate.seeds),
+                f"plan {plan.name}",
+            )
         return {"plans": {plan.name: str(self.dir.plan(plan.name)) for plan in self.recipe.plans}}
 
     def evaluate(self) -> dict[str, Any]:
@@ -252,13 +276,26 @@ class Run:
 
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
-    "pack": Run.pack, "train": Run.train, "sweep": Run.sweep, "score": Run.score, "refine": Run.refine,
-    "oracles": Run.oracles, "unlearn": Run.unlearn, "evaluate": Run.evaluate, "report": Run.report,
+    "pack": Run.pack,
+    "train": Run.train,
+    "sweep": Run.sweep,
+    "score": Run.score,
+    "refine": Run.refine,
+    "oracles": Run.oracles,
+    "unlearn": Run.unlearn,
+    "evaluate": Run.evaluate,
+    "report": Run.report,
 }
 
 
-def run(recipe: Recipe, out: str | Path, *, until: str = "report", device: str = "auto",
-        workers: int | None = None) -> dict[str, Any]:
+def run(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    until: str = "report",
+    device: str = "auto",
+    workers: int | None = None,
+) -> dict[str, Any]:
     """Run the stages in order up to ``until``, doing what ``out`` lacks; returns each stage's result.
 
     Killed at any moment and called again, it ends with the same scores and evaluation.
@@ -278,40 +315,11 @@ def run(recipe: Recipe, out: str | Path, *, until: str = "report", device: str =
 
 def _comparable(recipe: Recipe) -> Recipe:
     """The recipe with everything that may change between calls set to one value."""
-    return recipe.model_copy(update={
-        "name": "", "plans": (), "evaluate": type(recipe.evaluate)(),
-        "sweep": recipe.sweep.model_copy(update={"members": 1}),
-    })
-
-
-def _refine(recipe: Recipe, data: Dataset, split: Split, score_N: np.ndarray | None,
-            kind: str | None) -> tuple[Group, ...]:
-    """Refine a forget set as ``kind`` or else the recipe says."""
-    config = recipe.forget
-    kind = kind or config.refine
-    if kind == "class":
-        return refine_by_class(split.forget, data.train.label_N)
-    if kind == "random":
-        return refine_at_random(split.forget, config.groups, config.seed)
-    if kind == "none":
-        return (Group("all", split.forget),)
-    assert score_N is not None
-    return refine(split.forget, score_N, config.groups)
-
-
-def _select(recipe: Recipe, data: Dataset, score_N: np.ndarray | None, excluded: tuple[int, ...]) -> Split:
-    """Resolve the request within the pool that earlier requests left."""
-    request, n = recipe.forget.request, len(data)
-    pool = np.setdiff1d(np.arange(n), np.array(excluded, np.int64))
-    score_P = None if score_N is None else score_N[pool]
-    flipped = np.flatnonzero(np.isin(pool, data.flipped))
-    if request.startswith("ids:"):
-        split = select_forget(request, data.train.label_N)
-        gone = np.intersect1d(split.forget, excluded)
-        if len(gone):
-            raise DataError(f"forget set {request}: id {gone[0]} was deleted by an earlier request")
-        if len(split.forget) == len(pool):
-            raise DataError(f"forget set {request}: nothing would be left to retain")
-        return Split(split.forget, np.setdiff1d(pool, split.forget))
-    split = select_forget(request, data.train.label_N[pool], score_P, flipped, recipe.forget.seed)
-    return Split(pool[split.forget], pool[split.retain])
+    return recipe.model_copy(
+        update={
+            "name": "",
+            "plans": (),
+            "evaluate": type(recipe.evaluate)(),
+            "sweep": recipe.sweep.model_copy(update={"members": 1}),
+        }
+    )

@@ -9,7 +9,9 @@ from rumfast.errors import DataError, UsageError
 from rumfast.kernels.moments import moments
 
 
-def entanglement_score(retain_RD: Tensor, forget_FD: Tensor, center: Literal["pooled", "midpoint"] = "pooled") -> float:
+def entanglement_score(
+    retain_RD: Tensor, forget_FD: Tensor, center: Literal["pooled", "midpoint"] = "pooled"
+) -> float:
     """Entanglement score: variance within the two sets over variance between them.
 
     ES = [mean_R ‖φ−μ_R‖² + mean_S ‖φ−μ_S‖²] / ½[‖μ_R−μ‖² + ‖μ_S−μ‖²]
@@ -17,7 +19,8 @@ def entanglement_score(retain_RD: Tensor, forget_FD: Tensor, center: Literal["po
 
     Args:
         retain_RD, forget_FD: penultimate embeddings [R, D] and [F, D] of the original model.
-        center: μ is the mean over both sets (``pooled``, the paper's text) or (μ_R + μ_S)/2 (``midpoint``, the
+        center: μ is the mean over both sets (``pooled``, the paper's text) or (μ_R + μ_S)/2 (``midpoint``,
+            the
             paper's code, whose values are smaller when |S| ≪ |R|).
 
     Returns:
@@ -33,8 +36,10 @@ def entanglement_score(retain_RD: Tensor, forget_FD: Tensor, center: Literal["po
     if center not in ("pooled", "midpoint"):
         raise UsageError(f"center: got {center!r}, expected pooled or midpoint")
     if not len(retain_RD) or not len(forget_FD) or retain_RD.shape[1:] != forget_FD.shape[1:]:
-        raise DataError(f"entanglement: two non-empty sets of one width expected, got {tuple(retain_RD.shape)} "
-                        f"and {tuple(forget_FD.shape)}")
+        raise DataError(
+            f"entanglement: two non-empty sets of one width expected, got {tuple(retain_RD.shape)} "
+            f"and {tuple(forget_FD.shape)}"
+        )
     group_N = torch.tensor([0, 1]).repeat_interleave(torch.tensor([len(retain_RD), len(forget_FD)]))
     stats = moments(torch.cat([retain_RD, forget_FD]), group_N.to(retain_RD.device), 2)
     weight_G = stats.count_G.double() / stats.count_G.sum() if center == "pooled" else torch.full((2,), 0.5)

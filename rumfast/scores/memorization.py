@@ -11,7 +11,8 @@ class Memorization(NamedTuple):
     """Memorization estimates of N examples with their uncertainty.
 
     Attributes:
-        score_N: P(correct | trained on it) − P(correct | not), in [−1, 1]; NaN where one of them was never seen.
+        score_N: P(correct | trained on it) − P(correct | not), in [−1, 1]; NaN where one of them was never
+            seen.
         standard_error_N: of the score; NaN with it.
         included_N, excluded_N: members that were, and were not, trained on the example.
     """
@@ -25,9 +26,9 @@ class Memorization(NamedTuple):
 def memorization_scores(correct_MN: np.ndarray, include_MN: np.ndarray) -> Memorization:
     """Estimate memorization as Feldman & Zhang (2020, arXiv 2008.03703, section 2) do.
 
-    mem_i = mean(correct_ti | i in subset t) − mean(correct_ti | i not in subset t). The standard error is that of
-    two independent proportions, each shrunk to (k + 1) / (n + 2), since the plain estimate is 0 wherever all
-    members agree, which no finite number of members can show.
+    mem_i = mean(correct_ti | i in subset t) − mean(correct_ti | i not in subset t). The standard error is
+    that of two independent proportions, each shrunk to (k + 1) / (n + 2), since the plain estimate is 0
+    wherever all members agree, which no finite number of members can show.
 
     Args:
         correct_MN: [M, N] boolean: does member t classify example i as labelled?

@@ -58,10 +58,14 @@ class Slot:
 
     def _start(self) -> subprocess.Popen[str]:
         threads = {"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {}
-        # A session of its own, so that Ctrl-C reaches the engine alone, which then stops its workers in order.
+        # A session of its own: Ctrl-C reaches the engine alone, which then stops its workers in order.
         return subprocess.Popen(
-            [sys.executable, "-m", "rumfast.sweeps.worker", "--device", self.device], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=os.environ | threads,
+            [sys.executable, "-m", "rumfast.sweeps.worker", "--device", self.device],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=os.environ | threads,
         )
 
     def shut(self) -> None:
@@ -91,8 +95,8 @@ class Slot:
 class LocalEngine:
     """Worker processes on this machine: one per core on a CPU, one per GPU otherwise.
 
-    Use it as a context manager; workers start with the first task and serve every population after it, so that
-    importing torch and loading the data set are paid once.
+    Use it as a context manager; workers start with the first task and serve every population after it, so
+    that importing torch and loading the data set are paid once.
     """
 
     def __init__(self, workers: int | None = None, device: str = "auto") -> None:
@@ -113,8 +117,12 @@ class LocalEngine:
         for slot in self.slots:
             slot.stop(kill=kind is not None)
 
-    def run(self, population: Population, indices: Iterable[int],
-            on_done: Callable[[dict[str, Any]], None] = lambda answer: None) -> None:
+    def run(
+        self,
+        population: Population,
+        indices: Iterable[int],
+        on_done: Callable[[dict[str, Any]], None] = lambda answer: None,
+    ) -> None:
         """Train the members ``indices`` that the store lacks; ``on_done`` gets each one's status and wall_s.
 
         Raises:
@@ -127,8 +135,10 @@ class LocalEngine:
         answers: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
         expected = missing.qsize()
         slots = self.slots[:expected]
-        threads = [threading.Thread(target=_drain, args=(slot, population, missing, answers), daemon=True)
-                   for slot in slots]
+        threads = [
+            threading.Thread(target=_drain, args=(slot, population, missing, answers), daemon=True)
+            for slot in slots
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -144,7 +154,9 @@ class LocalEngine:
             remove_partial(population.root)
             raise
 
-    def _abort(self, missing: queue.SimpleQueue[int], slots: list[Slot], threads: list[threading.Thread]) -> None:
+    def _abort(
+        self, missing: queue.SimpleQueue[int], slots: list[Slot], threads: list[threading.Thread]
+    ) -> None:
         try:
             while True:
                 missing.get_nowait()
@@ -158,8 +170,12 @@ class LocalEngine:
             slot.stop()
 
 
-def _drain(slot: Slot, population: Population, missing: "queue.SimpleQueue[int]",
-           answers: "queue.SimpleQueue[tuple[int, dict[str, Any]]]") -> None:
+def _drain(
+    slot: Slot,
+    population: Population,
+    missing: "queue.SimpleQueue[int]",
+    answers: "queue.SimpleQueue[tuple[int, dict[str, Any]]]",
+) -> None:
     """Work off the queue on one slot."""
     while True:
         try:
@@ -169,7 +185,11 @@ def _drain(slot: Slot, population: Population, missing: "queue.SimpleQueue[int]"
         try:
             answer = _attempt(slot, population, index)
         except Exception as error:  # a thread that ends without an answer would be waited for
-            answer = {"status": "error", "kind": "PartialError", "message": f"{type(error).__name__}: {error}"}
+            answer = {
+                "status": "error",
+                "kind": "PartialError",
+                "message": f"{type(error).__name__}: {error}",
+            }
         answers.put((index, answer))
 
 
@@ -180,8 +200,12 @@ def _attempt(slot: Slot, population: Population, index: int) -> dict[str, Any]:
             return slot.ask({"population": str(population.root.resolve()), "index": index})
         except WorkerDied as error:
             reason = str(error)
-    return {"status": "error", "kind": "PartialError",
-            "message": f"its worker died {ATTEMPTS} times ({reason}); finished members are kept, run again to resume"}
+    return {
+        "status": "error",
+        "kind": "PartialError",
+        "message": f"its worker died {ATTEMPTS} times ({reason}); finished members are kept, "
+        "the same command resumes",
+    }
 
 
 def _error(population: Population, index: int, answer: dict[str, Any]) -> RumfastError:

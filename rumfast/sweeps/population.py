@@ -75,12 +75,20 @@ class Population:
         path = self.member(index)
         record = load_record(path)
         if record.fingerprint != self.spec.data.fingerprint or record.index != index:
-            raise DataError(f"{path}: record of member {record.index} on data {record.fingerprint[:12]}, expected "
-                            f"{index} on {self.spec.data.fingerprint[:12]}")
+            raise DataError(
+                f"{path}: record of member {record.index} on data {record.fingerprint[:12]}, expected "
+                f"{index} on {self.spec.data.fingerprint[:12]}"
+            )
         return record
 
-    def save_model(self, index: int, state: dict[str, Tensor], train_NC: np.ndarray, test_NC: np.ndarray,
-                   metrics: dict[str, object]) -> None:
+    def save_model(
+        self,
+        index: int,
+        state: dict[str, Tensor],
+        train_NC: np.ndarray,
+        test_NC: np.ndarray,
+        metrics: dict[str, object],
+    ) -> None:
         """Commit a model with its logits on all examples."""
 
         def fill(folder: Path) -> None:

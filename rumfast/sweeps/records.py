@@ -1,9 +1,9 @@
 """Member records: what one model of a sweep says of every example, in a few bits each."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import json
 import numpy as np
 
 from rumfast.errors import DataError
@@ -31,14 +31,25 @@ class MemberRecord:
 
 def save_record(path: Path, record: MemberRecord) -> None:
     """Commit a record; a second writer with the same content changes nothing."""
-    meta = {"schema": SCHEMA, "index": record.index, "fingerprint": record.fingerprint,
-            "examples": len(record.include_N), "test_examples": len(record.correct_test_N),
-            "diverged": record.diverged}
-    write_npz(path, {
-        "include": np.packbits(record.include_N), "correct": np.packbits(record.correct_N),
-        "correct_test": np.packbits(record.correct_test_N), "margin": record.margin_N,
-        "margin_test": record.margin_test_N, "meta": np.array(json.dumps(meta, sort_keys=True)),
-    })
+    meta = {
+        "schema": SCHEMA,
+        "index": record.index,
+        "fingerprint": record.fingerprint,
+        "examples": len(record.include_N),
+        "test_examples": len(record.correct_test_N),
+        "diverged": record.diverged,
+    }
+    write_npz(
+        path,
+        {
+            "include": np.packbits(record.include_N),
+            "correct": np.packbits(record.correct_N),
+            "correct_test": np.packbits(record.correct_test_N),
+            "margin": record.margin_N,
+            "margin_test": record.margin_test_N,
+            "meta": np.array(json.dumps(meta, sort_keys=True)),
+        },
+    )
 
 
 def load_record(path: Path) -> MemberRecord:
@@ -55,10 +66,14 @@ def load_record(path: Path) -> MemberRecord:
         n, tests = meta["examples"], meta["test_examples"]
         known = 0 if meta["diverged"] else 1
         record = MemberRecord(
-            index=meta["index"], fingerprint=meta["fingerprint"], diverged=meta["diverged"],
-            include_N=_unpack(arrays["include"], n), correct_N=_unpack(arrays["correct"], n * known),
+            index=meta["index"],
+            fingerprint=meta["fingerprint"],
+            diverged=meta["diverged"],
+            include_N=_unpack(arrays["include"], n),
+            correct_N=_unpack(arrays["correct"], n * known),
             correct_test_N=_unpack(arrays["correct_test"], tests * known),
-            margin_N=arrays["margin"], margin_test_N=arrays["margin_test"],
+            margin_N=arrays["margin"],
+            margin_test_N=arrays["margin_test"],
         )
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not a member record: {error!r}") from None

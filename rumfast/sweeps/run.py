@@ -36,19 +36,40 @@ class Sweep:
     diverged: int
 
 
-def sweep_spec(data: Dataset, config: TrainConfig, *, include: float = 0.7, seed: int = 0, device: str = "auto",
-               excluded: tuple[int, ...] = ()) -> PopulationSpec:
+def sweep_spec(
+    data: Dataset,
+    config: TrainConfig,
+    *,
+    include: float = 0.7,
+    seed: int = 0,
+    device: str = "auto",
+    excluded: tuple[int, ...] = (),
+) -> PopulationSpec:
     """Specify a population of models on random subsets."""
     if not 0 < include < 1:
         raise UsageError(f"include: got {include}, expected a share between 0 and 1")
     return PopulationSpec(
-        kind="subsets", data=DataRef.to(data), train=config, seed=seed, include=include, excluded=excluded,
+        kind="subsets",
+        data=DataRef.to(data),
+        train=config,
+        seed=seed,
+        include=include,
+        excluded=excluded,
         precision=str(pick_precision(config.precision, pick_device(device))),
     )
 
 
-def run_sweep(data: Dataset, config: TrainConfig, *, members: int, include: float = 0.7, out: str | Path,
-              seed: int = 0, device: str = "auto", workers: int | None = None) -> Sweep:
+def run_sweep(
+    data: Dataset,
+    config: TrainConfig,
+    *,
+    members: int,
+    include: float = 0.7,
+    out: str | Path,
+    seed: int = 0,
+    device: str = "auto",
+    workers: int | None = None,
+) -> Sweep:
     """Train ``members`` models on random subsets, resuming what ``out`` holds, and return them stacked.
 
     Args:
@@ -60,14 +81,17 @@ def run_sweep(data: Dataset, config: TrainConfig, *, members: int, include: floa
         MismatchError: ``out`` holds a sweep of other data or another recipe.
         DivergedError: more than 2 % of the members diverged.
     """
-    population = Population.create(Path(out), sweep_spec(data, config, include=include, seed=seed, device=device))
+    population = Population.create(
+        Path(out), sweep_spec(data, config, include=include, seed=seed, device=device)
+    )
     with LocalEngine(workers, device) as engine:
         train_members(engine, population, range(members), "sweep")
     return load_sweep(population, range(members))
 
 
-def train_members(engine: LocalEngine, population: Population, indices: Sequence[int],
-                  description: str) -> list[float]:
+def train_members(
+    engine: LocalEngine, population: Population, indices: Sequence[int], description: str
+) -> list[float]:
     """Train the members that are missing, with progress; returns the seconds that each of them took."""
     done = population.done(indices)
     seconds: list[float] = []
@@ -95,9 +119,13 @@ def load_sweep(population: Population, indices: range) -> Sweep:
     if not kept:
         raise UsageError(f"{population.root}: no usable member yet; run the sweep first")
     if diverged > MOST_DIVERGED * len(records):
-        raise DivergedError(f"{population.root}: {diverged} of {len(records)} members diverged, more than "
-                            f"{MOST_DIVERGED:.0%}; lower train.lr")
+        raise DivergedError(
+            f"{population.root}: {diverged} of {len(records)} members diverged, more than "
+            f"{MOST_DIVERGED:.0%}; lower train.lr"
+        )
     return Sweep(
-        np.stack([record.include_N for record in kept]), np.stack([record.correct_N for record in kept]),
-        np.stack([record.margin_N for record in kept]), diverged,
+        np.stack([record.include_N for record in kept]),
+        np.stack([record.correct_N for record in kept]),
+        np.stack([record.margin_N for record in kept]),
+        diverged,
     )

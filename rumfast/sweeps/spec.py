@@ -30,10 +30,17 @@ class DataRef(Strict):
             UsageError: it was made in memory, where worker processes cannot find it.
         """
         if data.location is None:
-            raise UsageError("data: made in memory, where worker processes cannot load it; pack it to a folder first")
+            raise UsageError(
+                "data: made in memory, where worker processes cannot load it; pack it to a folder first"
+            )
         train_examples, test_examples, seed = data.taken
-        return cls(location=data.location, fingerprint=data.fingerprint, train_examples=train_examples,
-                   test_examples=test_examples, seed=seed)
+        return cls(
+            location=data.location,
+            fingerprint=data.fingerprint,
+            train_examples=train_examples,
+            test_examples=test_examples,
+            seed=seed,
+        )
 
 
 class GroupSpec(Strict):
@@ -46,9 +53,9 @@ class GroupSpec(Strict):
 class PopulationSpec(Strict):
     """A population of models.
 
-    ``subsets`` members are trained on random subsets of the pool, ``original`` ones on the pool, ``oracle`` ones on
-    the pool without ``forget``; ``unlearned`` member i is original i after the plan. The pool is the training set
-    without ``excluded``, the ids that earlier requests deleted.
+    ``subsets`` members are trained on random subsets of the pool, ``original`` ones on the pool, ``oracle``
+    ones on the pool without ``forget``; ``unlearned`` member i is original i after the plan. The pool is the
+    training set without ``excluded``, the ids that earlier requests deleted.
     """
 
     kind: Kind

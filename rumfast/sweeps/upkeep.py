@@ -13,8 +13,9 @@ from rumfast.sweeps.population import Population
 from rumfast.sweeps.run import load_sweep, train_members
 
 
-def estimate(engine: LocalEngine, population: Population, members: int,
-             usd_per_gpu_hour: float | None = None) -> dict[str, Any]:
+def estimate(
+    engine: LocalEngine, population: Population, members: int, usd_per_gpu_hour: float | None = None
+) -> dict[str, Any]:
     """Train two members per worker, which are kept, and say what the whole sweep takes.
 
     The standard error is the worst case, P(correct) = ½ on both sides: √(¼/(rM) + ¼/((1−r)M)) at inclusion
@@ -33,9 +34,14 @@ def estimate(engine: LocalEngine, population: Population, members: int,
     median, size = float(np.median(seconds)), population.member(done[0]).stat().st_size
     device_hours = median * members / 3600
     return {
-        "schema": "rumfast/sweep-plan/1", "members": members, "workers": workers, "seconds_per_member": median,
-        "members_per_hour": 3600 * workers / median, "device_hours": device_hours,
-        "wall_hours": device_hours / workers, "disk_bytes": size * members,
+        "schema": "rumfast/sweep-plan/1",
+        "members": members,
+        "workers": workers,
+        "seconds_per_member": median,
+        "members_per_hour": 3600 * workers / median,
+        "device_hours": device_hours,
+        "wall_hours": device_hours / workers,
+        "disk_bytes": size * members,
         "usd": None if usd_per_gpu_hour is None else usd_per_gpu_hour * device_hours,
         "standard_error": math.sqrt(0.25 / (include * members) + 0.25 / ((1 - include) * members)),
     }
@@ -45,8 +51,13 @@ def status(population: Population, members: int) -> dict[str, Any]:
     """Count complete, missing and diverged members."""
     done = population.done(range(members))
     diverged = sum(population.record(index).diverged for index in done)
-    return {"schema": "rumfast/sweep-status/1", "members": members, "done": len(done), "diverged": diverged,
-            "missing": members - len(done)}
+    return {
+        "schema": "rumfast/sweep-status/1",
+        "members": members,
+        "done": len(done),
+        "diverged": diverged,
+        "missing": members - len(done),
+    }
 
 
 def verify(population: Population, members: int, *, repair: bool = False) -> dict[str, Any]:
@@ -77,8 +88,13 @@ def compact(population: Population, members: int) -> dict[str, Any]:
     arrays = {"include_MN": sweep.include_MN, "correct_MN": sweep.correct_MN, "margin_MN": sweep.margin_MN}
     for name, array in arrays.items():
         write_bytes(folder / f"{name}.npy", _saver(array), replace=True)
-    return {"schema": "rumfast/sweep-compact/1", "path": str(folder), "members": len(sweep.include_MN),
-            "diverged": sweep.diverged, "shape": list(sweep.include_MN.shape)}
+    return {
+        "schema": "rumfast/sweep-compact/1",
+        "path": str(folder),
+        "members": len(sweep.include_MN),
+        "diverged": sweep.diverged,
+        "shape": list(sweep.include_MN.shape),
+    }
 
 
 def _saver(array: np.ndarray) -> Any:

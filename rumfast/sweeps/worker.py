@@ -1,8 +1,8 @@
 """Train members of populations: ``python -m rumfast.sweeps.worker --device cpu`` serves one engine slot.
 
 One JSON task per line on stdin ({"population": folder, "index": i}), one JSON answer per line on stdout. The
-worker keeps the data set and the compiled model from task to task. It holds no state that the store lacks: when
-stdin ends it exits, and any other worker can do the rest.
+worker keeps the data set and the compiled model from task to task. It holds no state that the store lacks:
+when stdin ends it exits, and any other worker can do the rest.
 """
 
 import argparse
@@ -56,8 +56,10 @@ class Worker:
         if ref.fingerprint not in self._data:
             data = load_dataset(ref.location).take(ref.train_examples, ref.test_examples, ref.seed)
             if data.fingerprint != ref.fingerprint:
-                raise MismatchError(f"{ref.location}: content is {data.fingerprint[:12]}, the population was made "
-                                    f"with {ref.fingerprint[:12]}")
+                raise MismatchError(
+                    f"{ref.location}: content is {data.fingerprint[:12]}, the population was made "
+                    f"with {ref.fingerprint[:12]}"
+                )
             self._data[ref.fingerprint] = data
         return self._data[ref.fingerprint]
 
@@ -67,8 +69,10 @@ class Worker:
             learner = Learner(self._dataset(spec.data), spec.train, self.device)
             found = str(pick_precision(spec.train.precision, pick_device(self.device)))
             if found != spec.precision:
-                raise MismatchError(f"precision: the population was started in {spec.precision}, this machine would "
-                                    f"use {found}; set train.precision in the recipe")
+                raise MismatchError(
+                    f"precision: the population was started in {spec.precision}, this machine would "
+                    f"use {found}; set train.precision in the recipe"
+                )
             self._learners[key] = learner
         return self._learners[key]
 
@@ -87,8 +91,13 @@ def train_record(learner: Learner, spec: PopulationSpec, index: int, data: Datas
     predictions = predict(learner.model, data)
     train, test = predictions.margins("train"), predictions.margins("test")
     return MemberRecord(
-        index, include_N, train.correct.numpy(), test.correct.numpy(),
-        _half(train.margin), _half(test.margin), spec.data.fingerprint,
+        index,
+        include_N,
+        train.correct.numpy(),
+        test.correct.numpy(),
+        _half(train.margin),
+        _half(test.margin),
+        spec.data.fingerprint,
     )
 
 
@@ -131,7 +140,9 @@ def unlearn_model(learner: Learner, population: Population, index: int, data: Da
 def serve(device: str) -> None:
     """Answer tasks until stdin ends."""
     worker = Worker(device)
-    answers = os.fdopen(os.dup(1), "w")  # results keep the real stdout; stray prints of libraries go to stderr
+    answers = os.fdopen(
+        os.dup(1), "w"
+    )  # results keep the real stdout; stray prints of libraries go to stderr
     os.dup2(2, 1)
     for line in sys.stdin:
         task = json.loads(line)
@@ -148,7 +159,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     if pick_device(arguments.device).type == "cpu":
-        torch.set_num_threads(1)  # one process per core is faster for small nets, and results do not vary with cores
+        torch.set_num_threads(
+            1
+        )  # one process per core is faster for small nets, and results do not vary with cores
     serve(arguments.device)
 
 

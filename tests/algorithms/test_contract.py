@@ -24,8 +24,17 @@ def plan_of(name):
 @pytest.fixture
 def unlearn(digits, recipe, original, split):
     def run(name, data=digits, seed=0, forget=split.forget, **options):
-        return rum(original, data, split, (Group("all", forget),), plan_of(name), recipe, seed=seed, device="cpu",
-                   **options)
+        return rum(
+            original,
+            data,
+            split,
+            (Group("all", forget),),
+            plan_of(name),
+            recipe,
+            seed=seed,
+            device="cpu",
+            **options,
+        )
 
     return run
 
@@ -51,10 +60,18 @@ def test_the_original_is_untouched(name, unlearn, original):
 
 @every_algorithm
 def test_the_result_is_a_model_of_the_same_kind_in_eval_mode(name, unlearn, original):
+    original.train()
     model = unlearn(name).model
+    original.eval()
     assert type(model) is type(original) and not any(module.training for module in model.modules())
-    for (key, ours), (other, theirs) in zip(model.state_dict().items(), original.state_dict().items(), strict=True):
-        assert key == other and (ours.dtype, ours.device, ours.shape) == (theirs.dtype, theirs.device, theirs.shape)
+    for (key, ours), (other, theirs) in zip(
+        model.state_dict().items(), original.state_dict().items(), strict=True
+    ):
+        assert key == other and (ours.dtype, ours.device, ours.shape) == (
+            theirs.dtype,
+            theirs.device,
+            theirs.shape,
+        )
         assert ours.isfinite().all()
 
 

@@ -36,14 +36,17 @@ def test_one_step_is_sgd_on_the_retain_set(learner, original):
 def test_the_rate_stays_constant(learner, monkeypatch):
     rates = []
     step = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step",
-                        lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1])
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1]
+    )
     FINETUNE.run(learner, torch.arange(9), torch.arange(100, 300), SgdConfig(lr=0.03, epochs=2), 0)
     assert rates == [0.03] * 8
 
 
 def test_it_starts_from_the_original_and_retrain_does_not(learner, digits, original):
-    FINETUNE.run(learner, torch.arange(9), torch.arange(9, 300), SgdConfig(lr=1e-12, epochs=1, weight_decay=0), 0)
+    FINETUNE.run(
+        learner, torch.arange(9), torch.arange(9, 300), SgdConfig(lr=1e-12, epochs=1, weight_decay=0), 0
+    )
     for ours, theirs in zip(learner.model.parameters(), original.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
     RETRAIN.run(learner, torch.arange(9), torch.arange(9, 300), RETRAIN.config(), 0)
@@ -53,8 +56,10 @@ def test_it_starts_from_the_original_and_retrain_does_not(learner, digits, origi
 def test_none_takes_nothing(learner, original):
     NONE.run(learner, torch.arange(9), torch.arange(9, 300), NONE.config(), 0)
     assert learner.examples == 0
-    assert all(torch.equal(a, b) for a, b in zip(learner.model.state_dict().values(),
-                                                  original.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(learner.model.state_dict().values(), original.state_dict().values(), strict=True)
+    )
 
 
 def test_fine_tuning_improves_the_retain_set(learner, digits, original, split):

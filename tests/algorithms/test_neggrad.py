@@ -25,8 +25,11 @@ def learner(digits, recipe, original):
 def test_one_step_by_hand(learner, original, alpha):
     start = [parameter.detach().clone() for parameter in learner.model.parameters()]
     learner.model.train()
-    losses = [cross_entropy(learner.model(batch.image), batch.label) for ids in (RETAIN, FORGET)
-              for batch in learner.loader.epoch(ids, 0, shuffle=False)]
+    losses = [
+        cross_entropy(learner.model(batch.image), batch.label)
+        for ids in (RETAIN, FORGET)
+        for batch in learner.loader.epoch(ids, 0, shuffle=False)
+    ]
     gradients = [torch.autograd.grad(loss, list(learner.model.parameters())) for loss in losses]
     learner.model.load_state_dict(original.state_dict())
     config = NegGradPlusConfig(lr=0.1, epochs=1, weight_decay=0.01, alpha=alpha)

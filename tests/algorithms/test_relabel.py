@@ -33,10 +33,12 @@ def test_wrong_labels_are_never_right_and_uniform_among_the_others():
     assert wrong_labels(torch.tensor([0, 1, 1]), 2, seed=0).tolist() == [1, 0, 0]
 
 
-@pytest.mark.parametrize("algorithm, config", [(RANDOM_LABEL, RandomLabelConfig(epochs=2)),
-                                               (SALUN, SalunConfig(epochs=2))])
-def test_only_the_forget_set_is_relabelled_and_both_are_shuffled_together(digits, learner, monkeypatch, algorithm,
-                                                                          config):
+@pytest.mark.parametrize(
+    "algorithm, config", [(RANDOM_LABEL, RandomLabelConfig(epochs=2)), (SALUN, SalunConfig(epochs=2))]
+)
+def test_only_the_forget_set_is_relabelled_and_both_are_shuffled_together(
+    digits, learner, monkeypatch, algorithm, config
+):
     true = digits.train.label_N
     forget, retain = np.flatnonzero(true == 3), np.flatnonzero(true != 3)
     used = []
@@ -62,8 +64,11 @@ def saliency(learner, forget):
     learner.model.eval()
     batch = learner.loader.image_NHWC[forget]
     image = (batch.float() / 255 - torch.tensor(learner.loader._options["mean"])) / torch.tensor(
-        learner.loader._options["std"])
-    loss = cross_entropy(learner.model(image.permute(0, 3, 1, 2)), learner.loader.label_N[forget], reduction="sum")
+        learner.loader._options["std"]
+    )
+    loss = cross_entropy(
+        learner.model(image.permute(0, 3, 1, 2)), learner.loader.label_N[forget], reduction="sum"
+    )
     return torch.cat([g.abs().flatten() for g in torch.autograd.grad(loss, list(learner.model.parameters()))])
 
 
@@ -95,8 +100,12 @@ def test_frozen_weights_end_bit_identical_and_the_others_move(learner, ids, orig
     SALUN.run(learner, *ids, SalunConfig(lr=0.1, epochs=3, momentum=0.9, weight_decay=0.1), 0)
     for (name, parameter), mask in zip(learner.model.named_parameters(), masks, strict=True):
         assert torch.equal(parameter[~mask], before[name][~mask]), name
-    moved = torch.cat([(parameter != before[name])[mask] for (name, parameter), mask in
-                       zip(learner.model.named_parameters(), masks, strict=True)])
+    moved = torch.cat(
+        [
+            (parameter != before[name])[mask]
+            for (name, parameter), mask in zip(learner.model.named_parameters(), masks, strict=True)
+        ]
+    )
     assert moved.float().mean() > 0.99
     assert not torch.equal(learner.model.bn1.running_mean, statistics)
 
@@ -112,8 +121,12 @@ def test_with_all_weights_salient_it_is_random_label(learner, ids, original):
 def test_half_of_the_weights_learn_less_than_all(learner, ids, original):
     assert SalunConfig().fraction == 0.5 and (SalunConfig().lr, SalunConfig().epochs) == (0.1, 10)
     SALUN.run(learner, *ids, SalunConfig(lr=0.05, epochs=1, fraction=0.02), 0)
-    distance = sum((a - b).square().sum() for a, b in zip(learner.model.parameters(), original.parameters(), strict=True))
+    distance = sum(
+        (a - b).square().sum() for a, b in zip(learner.model.parameters(), original.parameters(), strict=True)
+    )
     learner.model.load_state_dict(original.state_dict())
     RANDOM_LABEL.run(learner, *ids, RandomLabelConfig(lr=0.05, epochs=1), 0)
-    whole = sum((a - b).square().sum() for a, b in zip(learner.model.parameters(), original.parameters(), strict=True))
+    whole = sum(
+        (a - b).square().sum() for a, b in zip(learner.model.parameters(), original.parameters(), strict=True)
+    )
     assert 0 < distance < whole

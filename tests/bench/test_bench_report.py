@@ -16,8 +16,14 @@ TIMES = {"ours": [1.0, 2.0, 6.0], "loop": [3.0, 8.0, 12.0], "eager": [1.0, 1.0, 
 
 def record(*cases, device="cpu"):
     return {
-        "schema": SCHEMA, "quick": True, "date": "2030-01-01T00:00:00+00:00", "commit": "abc",
-        "device": device, "environment": ENVIRONMENT, "threads": 2, "cases": list(cases),
+        "schema": SCHEMA,
+        "quick": True,
+        "date": "2030-01-01T00:00:00+00:00",
+        "commit": "abc",
+        "device": device,
+        "environment": ENVIRONMENT,
+        "threads": 2,
+        "cases": list(cases),
         "roofline": {"copy_gb_s": 12.0, "matmul_gflop_s": {"float32": 50.0}},
     }
 
@@ -47,8 +53,9 @@ def test_throughput_is_per_second_of_the_median():
 
 
 def test_a_case_goes_through_json_unchanged():
-    one = case("sum", "[4]", "float32", TIMES, missing={"ffcv": "not installed"},
-               notes={"error": {"ours": 1e-7}})
+    one = case(
+        "sum", "[4]", "float32", TIMES, missing={"ffcv": "not installed"}, notes={"error": {"ours": 1e-7}}
+    )
     assert json.loads(json.dumps(one, allow_nan=False)) == one
 
 
@@ -83,8 +90,14 @@ def test_compare_refuses_what_cannot_be_compared():
 
 
 def test_table_has_a_row_for_each_peer():
-    one = case("sum", "[4]", "float32", TIMES, missing={"ffcv": "not installed"},
-               notes={"error": {"ours": 1e-7, "loop": 0.25}})
+    one = case(
+        "sum",
+        "[4]",
+        "float32",
+        TIMES,
+        missing={"ffcv": "not installed"},
+        notes={"error": {"ours": 1e-7, "loop": 0.25}},
+    )
     text = table(record(one))
     rows = [line for line in text.splitlines() if line.startswith("| sum")]
     assert [row.split(" | ")[4] for row in rows] == ["loop", "eager", "ffcv"]

@@ -53,7 +53,10 @@ def label_of(value, dtype):
 BAD_DATA = {
     "image shape": ({"train_images": np.zeros((N, 8, 8), np.uint8)}, "shape"),
     "image dtype": ({"train_images": np.zeros((N, 8, 8, 3), np.float32)}, "float32"),
-    "no images": ({"train_images": np.zeros((0, 8, 8, 3), np.uint8), "train_labels": np.zeros(0, np.int64)}, "none"),
+    "no images": (
+        {"train_images": np.zeros((0, 8, 8, 3), np.uint8), "train_labels": np.zeros(0, np.int64)},
+        "none",
+    ),
     "label -1": ({"train_labels": label_of(-1, np.int64)}, "-1"),
     "label C": ({"train_labels": label_of(CLASSES, np.int64)}, "found 3 in row 7"),
     "label float": ({"train_labels": label_of(0.5, np.float64)}, "float64"),
@@ -100,7 +103,9 @@ def test_bad_forget_set_is_refused_before_training(case, rumfast, tmp_path):
 
 def test_a_single_training_image_is_refused(rumfast, tmp_path):
     recipe = recipe_file(tmp_path, arrays(n=1), "class:0")
-    assert_one_line_error(rumfast("run", recipe, "--out", tmp_path / "run"), "forget set", "all 1 training ids")
+    assert_one_line_error(
+        rumfast("run", recipe, "--out", tmp_path / "run"), "forget set", "all 1 training ids"
+    )
 
 
 @pytest.mark.slow

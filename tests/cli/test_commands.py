@@ -29,11 +29,13 @@ oracles = 2
 
 
 def test_help_does_not_import_torch():
-    code = ("import sys; sys.argv = ['rumfast', '--help']\n"
-            "from rumfast.cli import main\n"
-            "try: main()\n"
-            "except SystemExit: pass\n"
-            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules")
+    code = (
+        "import sys; sys.argv = ['rumfast', '--help']\n"
+        "from rumfast.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
@@ -44,20 +46,25 @@ def test_doctor_prints_one_json_object(rumfast):
     assert {"device", "precision", "ffcv"} <= {check["what"] for check in record["checks"]}
 
 
-@pytest.mark.parametrize(("arguments", "code", "expected"), [
-    (["run", "nosuch.toml", "--out", "x"], 2, "digits.toml"),
-    (["run", "--out", "x"], 2, "no run yet"),
-    (["run", "digits.toml"], 2, "--out"),
-    (["run", "digits.toml", "--out", "x", "--device", "tpu"], 2, "tpu"),
-    (["sweep", "run", "digits.toml", "--out", "x", "--engine", "mainframe"], 2, "mainframe"),
-    (["run", "tiny.toml", "--out", "x", "--forget", "colour:red"], 2, "colour:red"),
-    (["run", "tiny.toml", "--out", "x", "--forget", "memorization:high:101"], 2, "101"),
-    (["data", "pack", "floppy:A", "--out", "x"], 2, "floppy:A"),
-    (["data", "info", "nowhere"], 4, "nowhere"),
-    (["data", "verify", "nowhere"], 4, "nowhere"),
-    (["nosuchcommand"], 2, "nosuchcommand"),
-])
-def test_errors_end_with_their_exit_code_and_name_the_cause(arguments, code, expected, rumfast, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["run", "nosuch.toml", "--out", "x"], 2, "digits.toml"),
+        (["run", "--out", "x"], 2, "no run yet"),
+        (["run", "digits.toml"], 2, "--out"),
+        (["run", "digits.toml", "--out", "x", "--device", "tpu"], 2, "tpu"),
+        (["sweep", "run", "digits.toml", "--out", "x", "--engine", "mainframe"], 2, "mainframe"),
+        (["run", "tiny.toml", "--out", "x", "--forget", "colour:red"], 2, "colour:red"),
+        (["run", "tiny.toml", "--out", "x", "--forget", "memorization:high:101"], 2, "101"),
+        (["data", "pack", "floppy:A", "--out", "x"], 2, "floppy:A"),
+        (["data", "info", "nowhere"], 4, "nowhere"),
+        (["data", "verify", "nowhere"], 4, "nowhere"),
+        (["nosuchcommand"], 2, "nosuchcommand"),
+    ],
+)
+def test_errors_end_with_their_exit_code_and_name_the_cause(
+    arguments, code, expected, rumfast, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(TINY)
     outcome = rumfast(*arguments)
@@ -68,8 +75,10 @@ def test_errors_end_with_their_exit_code_and_name_the_cause(arguments, code, exp
 
 def test_plan_typos_are_refused_before_training(rumfast, tmp_path):
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('plans = [{ name = "a", steps = "low: none > mid: finetune" }]\n'
-                      '[data]\npath = "digits"\n[forget]\nrequest = "memorization:mixed:30"\n')
+    recipe.write_text(
+        'plans = [{ name = "a", steps = "low: none > mid: finetune" }]\n'
+        '[data]\npath = "digits"\n[forget]\nrequest = "memorization:mixed:30"\n'
+    )
     outcome = rumfast("run", recipe, "--out", tmp_path / "run")
     assert outcome.code == 2 and "low, mid, high" in outcome.stderr
     assert not (tmp_path / "run" / "original").exists()
@@ -81,7 +90,9 @@ def test_sweep_verbs_and_a_second_request(rumfast, tmp_path):
     recipe.write_text(TINY)
     first, second = tmp_path / "first", tmp_path / "second"
 
-    plan = json.loads(rumfast("sweep", "plan", recipe, "--out", first, "--usd-per-gpu-hour", 2, "--json").stdout)
+    plan = json.loads(
+        rumfast("sweep", "plan", recipe, "--out", first, "--usd-per-gpu-hour", 2, "--json").stdout
+    )
     assert plan["members"] == 12 and plan["members_per_hour"] > 0 and plan["usd"] > 0
     assert plan["standard_error"] == pytest.approx((0.25 / 6 + 0.25 / 6) ** 0.5)
 
@@ -100,8 +111,17 @@ def test_sweep_verbs_and_a_second_request(rumfast, tmp_path):
     assert damaged.exists() and "<html" in (first / "report" / "index.html").read_text()
     assert json.loads(rumfast("sweep", "compact", "--out", first, "--json").stdout)["shape"] == [12, 100]
 
-    done = rumfast("evaluate", recipe, "--out", second, "--from", first / "unlearned" / "tune", "--forget", "random:10",
-                   "--json")
+    done = rumfast(
+        "evaluate",
+        recipe,
+        "--out",
+        second,
+        "--from",
+        first / "unlearned" / "tune",
+        "--forget",
+        "random:10",
+        "--json",
+    )
     assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["forget"]["excluded"] == 12
 

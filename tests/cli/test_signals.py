@@ -34,7 +34,9 @@ oracles = 2
 def test_interrupted_run_exits_130_without_leftovers_and_resumes(number, tmp_path):
     (tmp_path / "recipe.toml").write_text(RECIPE)
     command = [sys.executable, "-m", "rumfast.cli", "train", "recipe.toml", "--out", "run", "--workers", "1"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run/original/000").exists():
         assert time.monotonic() < deadline and process.poll() is None

@@ -33,10 +33,13 @@ def test_a_hung_writer_is_killed_with_its_worker(tmp_path, monkeypatch):
     pid_file = tmp_path / "pid"
     out = tmp_path / "out"
     out.mkdir()
-    use_writer(monkeypatch, (
-        "import subprocess, time; worker = subprocess.Popen(['sleep', '60']); "
-        f"open({str(pid_file)!r}, 'w').write(str(worker.pid)); time.sleep(60)"
-    ))
+    use_writer(
+        monkeypatch,
+        (
+            "import subprocess, time; worker = subprocess.Popen(['sleep', '60']); "
+            f"open({str(pid_file)!r}, 'w').write(str(worker.pid)); time.sleep(60)"
+        ),
+    )
     start = time.perf_counter()
     with pytest.raises(StorageError, match=r"train.beton: the FFCV writer did not finish in 1 s"):
         write_beton(out / "train.beton", EXAMPLES, timeout_s=1)
@@ -45,12 +48,15 @@ def test_a_hung_writer_is_killed_with_its_worker(tmp_path, monkeypatch):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("code, found", [
-    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "status -9"),
-    ("raise RuntimeError('no space')", "status 1: RuntimeError: no space"),
-    ("import sys; open(sys.argv[2], 'wb').write(b'x' * 10)", "truncated or corrupt"),
-    ("pass", "No such file"),
-])
+@pytest.mark.parametrize(
+    "code, found",
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "status -9"),
+        ("raise RuntimeError('no space')", "status 1: RuntimeError: no space"),
+        ("import sys; open(sys.argv[2], 'wb').write(b'x' * 10)", "truncated or corrupt"),
+        ("pass", "No such file"),
+    ],
+)
 def test_a_writer_that_fails_leaves_nothing(tmp_path, monkeypatch, code, found):
     use_writer(monkeypatch, code)
     with pytest.raises((StorageError, DataError), match=found) as error:

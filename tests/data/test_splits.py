@@ -62,8 +62,10 @@ def test_levels_hand_worked():
 def test_mixed_has_exact_thirds_remainder_first(size, thirds):
     score_N = np.random.default_rng(0).permutation(200) / 199
     forget = Split.from_scores(score_N, size, "mixed").forget
-    low, mid, high = (Split.from_scores(score_N, n, level).forget for n, level in
-                      zip(thirds, ("low", "mid", "high"), strict=True))
+    low, mid, high = (
+        Split.from_scores(score_N, n, level).forget
+        for n, level in zip(thirds, ("low", "mid", "high"), strict=True)
+    )
     assert sorted(forget) == sorted([*low, *mid, *high])
 
 
@@ -102,9 +104,26 @@ def test_random_requests_depend_on_the_seed_alone():
 
 
 BAD_REQUESTS = [
-    "", "nonsense", "class", "class:", "class:-1", "class:three", "random:1.5", "random:0", "random:21",
-    "random:5:6", "memorization:5", "memorization:high", "memorization:top:5", "memorization:high:x",
-    "memorization:high:0", "memorization:high:21", "ids", "ids:", "entanglement:high:5", "mislabeled:3",
+    "",
+    "nonsense",
+    "class",
+    "class:",
+    "class:-1",
+    "class:three",
+    "random:1.5",
+    "random:0",
+    "random:21",
+    "random:5:6",
+    "memorization:5",
+    "memorization:high",
+    "memorization:top:5",
+    "memorization:high:x",
+    "memorization:high:0",
+    "memorization:high:21",
+    "ids",
+    "ids:",
+    "entanglement:high:5",
+    "mislabeled:3",
 ]
 
 
@@ -138,16 +157,19 @@ def test_memorization_needs_one_score_per_example():
         select_forget("memorization:high:2", LABELS, scores=np.zeros(19))
 
 
-@pytest.mark.parametrize("name, content", [
-    ("ids.txt", b"1\ntwo\n"),
-    ("ids.txt", b"1.5\n"),
-    ("ids.txt", b"99999999999999999999\n"),
-    ("ids.txt", b"\xff\xfe"),
-    ("ids.npy", b"\x93NUMPY"),
-    ("ids.npy", b""),
-    ("ids.npz", b"PK\x03\x04"),
-    ("ids.npz", b""),
-])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("ids.txt", b"1\ntwo\n"),
+        ("ids.txt", b"1.5\n"),
+        ("ids.txt", b"99999999999999999999\n"),
+        ("ids.txt", b"\xff\xfe"),
+        ("ids.npy", b"\x93NUMPY"),
+        ("ids.npy", b""),
+        ("ids.npz", b"PK\x03\x04"),
+        ("ids.npz", b""),
+    ],
+)
 def test_unreadable_id_files_are_named(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)

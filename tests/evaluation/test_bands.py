@@ -14,7 +14,9 @@ from rumfast.evaluation.metrics import ModelScores
 def test_t_interval_against_scipy(values, confidence):
     found = t_interval(values, confidence)
     low, high = stats.t.interval(confidence, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
-    assert found[:3] == pytest.approx((np.mean(values), low, high), rel=1e-12) and found.values == tuple(values)
+    assert found[:3] == pytest.approx((np.mean(values), low, high), rel=1e-12) and found.values == tuple(
+        values
+    )
 
 
 def test_one_value_has_no_interval_and_none_is_an_error():
@@ -44,7 +46,12 @@ def test_each_oracle_is_held_against_all_the_others():
 
 def test_ends_belong_to_the_band():
     band = NullBand(0.5, 0.4, 0.6, 3)
-    assert band.contains(0.4) and band.contains(0.6) and not band.contains(0.39999) and not band.contains(0.60001)
+    assert (
+        band.contains(0.4)
+        and band.contains(0.6)
+        and not band.contains(0.39999)
+        and not band.contains(0.60001)
+    )
 
 
 def test_one_oracle_is_not_enough():
@@ -76,7 +83,8 @@ def test_a_further_retrain_falls_inside_in_19_of_20_cases(metric, oracles):
 @pytest.mark.parametrize("oracles, least", [(2, 1.0), (3, 0.84), (5, 0.86), (10, 0.9)])
 @pytest.mark.parametrize("metric", ["tow", "tow_mia"])
 def test_metrics_of_pairs_come_near_that(metric, oracles, least):
-    # Leave-one-out values share oracles, so the band is somewhat narrow; two oracles make one pair and no spread.
+    # Leave-one-out values share oracles, so the band is somewhat narrow; two oracles make one pair and no
+    # spread.
     assert coverage(metric, oracles, 300) >= least
 
 

@@ -10,7 +10,9 @@ def test_modified_entropy_by_hand():
     found = modified_entropy(np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]), np.array([0, 2]))
     own_2 = -0.9 * np.log(0.1) - 0.7 * np.log(0.3) - 0.2 * np.log(0.8)
     np.testing.assert_allclose(found, [0.1622, own_2], atol=5e-5)
-    np.testing.assert_allclose(found[0], -0.3 * np.log(0.7) - 0.2 * np.log(0.8) - 0.1 * np.log(0.9), rtol=1e-12)
+    np.testing.assert_allclose(
+        found[0], -0.3 * np.log(0.7) - 0.2 * np.log(0.8) - 0.1 * np.log(0.9), rtol=1e-12
+    )
 
 
 def test_modified_entropy_at_certainty_is_zero_or_infinite():
@@ -52,8 +54,10 @@ def test_separated_features_give_the_verdict():
 def test_classes_are_balanced_however_many_members_there_are():
     # Identical distributions: fitted on 50 to 1, the attack would call every target a member.
     rng = np.random.default_rng(3)
-    shares = [svc_mia(rng.normal(size=5000), rng.normal(size=100), rng.normal(size=200), seed=seed)
-              for seed in range(12)]
+    shares = [
+        svc_mia(rng.normal(size=5000), rng.normal(size=100), rng.normal(size=200), seed=seed)
+        for seed in range(12)
+    ]
     assert 0.3 < np.mean(shares) < 0.7
 
 
@@ -61,7 +65,11 @@ def test_the_draw_is_the_seeds_and_the_order_of_targets_does_not_matter():
     members, others, targets = draws(800, 500, 200)
     others = others + 0.3
     found = svc_mia(members, others, targets, most=60)
-    assert found == svc_mia(members, others, targets[::-1], most=60) == svc_mia(members, others, targets, most=60, seed=0)
+    assert (
+        found
+        == svc_mia(members, others, targets[::-1], most=60)
+        == svc_mia(members, others, targets, most=60, seed=0)
+    )
     assert len({svc_mia(members, others, targets, most=60, seed=seed) for seed in range(6)}) > 1
 
 
@@ -70,7 +78,9 @@ def test_most_bounds_the_fit(monkeypatch):
 
     fitted = []
     fit = membership.SVC.fit
-    monkeypatch.setattr(membership.SVC, "fit", lambda self, x, y: fitted.append((len(x), int(y.sum()))) or fit(self, x, y))
+    monkeypatch.setattr(
+        membership.SVC, "fit", lambda self, x, y: fitted.append((len(x), int(y.sum()))) or fit(self, x, y)
+    )
     members, others, targets = draws(90, 70, 10)
     svc_mia(members, others, targets, most=20)
     svc_mia(members, others, targets)

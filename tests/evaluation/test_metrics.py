@@ -22,13 +22,15 @@ def test_score_model_by_hand():
     own[[0, 1, 2, 3, 4]] = -0.5
     test_label = np.array([1, 0] * 20)
     test_own = np.where(np.arange(40) < 10, -0.5, 0.5)
-    found = score_model(logits(own, label), logits(test_own, test_label), label, test_label,
-                        np.arange(20), np.arange(20, 80))
+    found = score_model(
+        logits(own, label), logits(test_own, test_label), label, test_label, np.arange(20), np.arange(20, 80)
+    )
     assert found[:3] == (0.75, pytest.approx(58 / 60), 0.75)
     assert found.mia == 1.0
     own[:20] = 6.0  # remembered: the attack says so
-    found = score_model(logits(own, label), logits(test_own, test_label), label, test_label,
-                        np.arange(20), np.arange(20, 80))
+    found = score_model(
+        logits(own, label), logits(test_own, test_label), label, test_label, np.arange(20), np.arange(20, 80)
+    )
     assert found.accuracy_forget == 1.0 and found.mia == 0.0
 
 
@@ -51,16 +53,22 @@ def test_tow_is_the_mean_over_oracles_not_the_value_at_their_mean():
     assert compare("tow_mia", model, oracles) == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("field, metrics", [
-    ("accuracy_forget", {"tow", "accuracy_forget"}), ("mia", {"tow_mia", "mia"}),
-    ("accuracy_retain", {"tow", "tow_mia", "accuracy_retain"}),
-    ("accuracy_test", {"tow", "tow_mia", "accuracy_test"}),
-])
+@pytest.mark.parametrize(
+    "field, metrics",
+    [
+        ("accuracy_forget", {"tow", "accuracy_forget"}),
+        ("mia", {"tow_mia", "mia"}),
+        ("accuracy_retain", {"tow", "tow_mia", "accuracy_retain"}),
+        ("accuracy_test", {"tow", "tow_mia", "accuracy_test"}),
+    ],
+)
 def test_each_score_moves_its_own_metrics(field, metrics):
     changed = ORACLE._replace(**{field: getattr(ORACLE, field) - 0.1})
     moved = {name for name in METRICS if compare(name, changed, [ORACLE]) != compare(name, ORACLE, [ORACLE])}
     assert moved == metrics
-    assert all(compare(name, changed, [ORACLE]) == pytest.approx(0.9) for name in metrics if name.startswith("tow"))
+    assert all(
+        compare(name, changed, [ORACLE]) == pytest.approx(0.9) for name in metrics if name.startswith("tow")
+    )
 
 
 def test_every_metric_stays_in_range_and_says_what_is_better():

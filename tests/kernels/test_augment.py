@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from rumfast.kernels.augment import _draws, augment, augment_images
 
 MEAN, STD = (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)

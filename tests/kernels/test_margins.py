@@ -36,7 +36,9 @@ def test_all_quantities_agree_with_sixty_digits():
         ours = margins(torch.from_numpy(logits), torch.from_numpy(label))
         for n in range(len(label)):
             margin, hard, loss, p = truth(logits[n], label[n])
-            slack = 1e-6 * (1 + abs(float(logits[n, label[n]])) + abs(float(margin)))  # one rounding of z_y and lse
+            slack = 1e-6 * (
+                1 + abs(float(logits[n, label[n]])) + abs(float(margin))
+            )  # one rounding of z_y and lse
             assert abs(ours.margin[n].item() - float(margin)) < slack
             assert ours.hard_margin[n].item() == pytest.approx(float(hard), rel=1e-6, abs=1e-9)
             assert ours.loss[n].item() == pytest.approx(float(loss), rel=2 * slack + 1e-6)
@@ -73,8 +75,11 @@ def test_margin_is_the_logit_of_the_confidence_and_the_loss_is_torchs():
 def test_two_classes_give_the_difference_of_logits_exactly():
     logits = torch.tensor([[0.1, 80.0], [-80.0, 1e-3]])
     found = margins(logits, torch.tensor([0, 1]))
-    assert found.margin.tolist() == found.hard_margin.tolist() == [
-        (logits[0, 0] - logits[0, 1]).item(), (logits[1, 1] - logits[1, 0]).item()]
+    assert (
+        found.margin.tolist()
+        == found.hard_margin.tolist()
+        == [(logits[0, 0] - logits[0, 1]).item(), (logits[1, 1] - logits[1, 0]).item()]
+    )
 
 
 def test_a_tie_goes_to_the_lowest_class():
@@ -97,7 +102,9 @@ def test_members_are_independent_rows():
 def test_bf16_logits_are_computed_in_float32():
     logits = (torch.randn(9, 5, generator=torch.Generator().manual_seed(2)) * 20).bfloat16()
     label = torch.arange(9) % 5
-    assert all(torch.equal(a, b) for a, b in zip(margins(logits, label), margins(logits.float(), label), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(margins(logits, label), margins(logits.float(), label), strict=True)
+    )
     assert margins(logits, label).margin.dtype == torch.float32
 
 
@@ -113,14 +120,17 @@ def test_the_input_is_left_alone():
     assert torch.equal(logits, before)
 
 
-@pytest.mark.parametrize("shape, label, message", [
-    ((4, 1), [0] * 4, "got 1 class, expected at least 2"),
-    ((4,), [0] * 4, r"logits \[..., N, C\] and label \[N\] expected, got \(4,\) and \(4,\)"),
-    ((4, 3), [0] * 3, r"got \(4, 3\) and \(3,\)"),
-    ((4, 3), [[0]] * 4, r"got \(4, 3\) and \(4, 1\)"),
-    ((4, 3), [0, 1, 2, 3], "labels span 0..3, expected 0..2"),
-    ((4, 3), [0, -1, 2, 2], "labels span -1..2, expected 0..2"),
-])
+@pytest.mark.parametrize(
+    "shape, label, message",
+    [
+        ((4, 1), [0] * 4, "got 1 class, expected at least 2"),
+        ((4,), [0] * 4, r"logits \[..., N, C\] and label \[N\] expected, got \(4,\) and \(4,\)"),
+        ((4, 3), [0] * 3, r"got \(4, 3\) and \(3,\)"),
+        ((4, 3), [[0]] * 4, r"got \(4, 3\) and \(4, 1\)"),
+        ((4, 3), [0, 1, 2, 3], "labels span 0..3, expected 0..2"),
+        ((4, 3), [0, -1, 2, 2], "labels span -1..2, expected 0..2"),
+    ],
+)
 def test_what_cannot_be_meant(shape, label, message):
     with pytest.raises(ValueError, match=message):
         margins(torch.zeros(shape), torch.tensor(label))

@@ -53,12 +53,15 @@ def test_no_points():
     assert found.count_G.tolist() == [0, 0] and found.scatter_G.tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("shape, group, message", [
-    ((3,), [0, 0, 0], r"embedding \[N, D\] and group \[N\] expected"),
-    ((3, 2), [0, 0], r"got \(3, 2\) and \(2,\)"),
-    ((3, 2), [0, 1, 2], "groups span 0..2, expected 0..1"),
-    ((3, 2), [0, -1, 1], "groups span -1..1, expected 0..1"),
-])
+@pytest.mark.parametrize(
+    "shape, group, message",
+    [
+        ((3,), [0, 0, 0], r"embedding \[N, D\] and group \[N\] expected"),
+        ((3, 2), [0, 0], r"got \(3, 2\) and \(2,\)"),
+        ((3, 2), [0, 1, 2], "groups span 0..2, expected 0..1"),
+        ((3, 2), [0, -1, 1], "groups span -1..1, expected 0..1"),
+    ],
+)
 def test_what_cannot_be_meant(shape, group, message):
     with pytest.raises(ValueError, match=message):
         moments(torch.zeros(shape), torch.tensor(group), 2)

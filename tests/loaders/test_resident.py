@@ -59,8 +59,11 @@ def test_one_resident_set_serves_many_subsets():
     subset = np.array([20, 1, 8, 13, 2, 0])
     batches = list(one.epoch(subset, epoch=1, seed=4))
     assert sorted(ids_of(batches)) == sorted(subset.tolist())
-    whole = {int(i): image for batch in one.epoch(epoch=1, seed=4)
-             for i, image in zip(batch.id, batch.image, strict=True)}
+    whole = {
+        int(i): image
+        for batch in one.epoch(epoch=1, seed=4)
+        for i, image in zip(batch.id, batch.image, strict=True)
+    }
     for batch in batches:
         for i, image in zip(batch.id, batch.image, strict=True):
             assert torch.equal(image, whole[int(i)])

@@ -31,7 +31,9 @@ def score(retain, forget, **options):
 @pytest.mark.parametrize("center", ["pooled", "midpoint"])
 def test_against_the_formula(sizes, center):
     retain, forget = clouds(*sizes)
-    assert score(retain, forget, center=center) == pytest.approx(naive(retain, forget, center == "pooled"), rel=1e-10)
+    assert score(retain, forget, center=center) == pytest.approx(
+        naive(retain, forget, center == "pooled"), rel=1e-10
+    )
 
 
 def test_hand_worked():
@@ -54,7 +56,9 @@ def test_the_two_centres_differ_by_the_factor_of_the_set_sizes():
     # ES_midpoint / ES_pooled = 2·(w² + (1−w)²) with w the forget set's share: 1.75 at 3000 of 45000.
     retain, forget = clouds(42_000, 3_000, width=2, gap=1.0)
     factor = score(retain, forget, center="midpoint") / score(retain, forget)
-    assert factor == pytest.approx(2 * ((1 / 15) ** 2 + (14 / 15) ** 2), rel=1e-9) and factor == pytest.approx(1.75, 0.01)
+    assert factor == pytest.approx(
+        2 * ((1 / 15) ** 2 + (14 / 15) ** 2), rel=1e-9
+    ) and factor == pytest.approx(1.75, 0.01)
 
 
 def test_swapping_rotating_and_scaling_do_not_matter_and_separation_does():
@@ -68,7 +72,9 @@ def test_swapping_rotating_and_scaling_do_not_matter_and_separation_does():
 
 def test_float32_embeddings_far_from_the_origin_lose_nothing():
     retain, forget = (points.astype(np.float32) for points in clouds(offset=300.0))
-    assert score(retain, forget) == pytest.approx(naive(retain.astype(float), forget.astype(float)), rel=1e-10)
+    assert score(retain, forget) == pytest.approx(
+        naive(retain.astype(float), forget.astype(float)), rel=1e-10
+    )
 
 
 def test_coinciding_means_are_infinitely_entangled():

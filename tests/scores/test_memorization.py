@@ -63,12 +63,15 @@ def test_no_members_at_all_is_undefined():
 BOOLEAN = np.ones((4, 3), bool)
 
 
-@pytest.mark.parametrize("correct_MN, include_MN, message", [
-    (BOOLEAN.astype(float), BOOLEAN, r"correct_MN: expected booleans \[M, N\], got float64 \(4, 3\)"),
-    (BOOLEAN, BOOLEAN.astype(np.uint8), "include_MN: expected booleans .* got uint8"),
-    (BOOLEAN[0], BOOLEAN[0], r"got bool \(3,\)"),
-    (BOOLEAN, BOOLEAN[:, :2], r"include_MN: got shape \(4, 2\), expected correct_MN's \(4, 3\)"),
-])
+@pytest.mark.parametrize(
+    "correct_MN, include_MN, message",
+    [
+        (BOOLEAN.astype(float), BOOLEAN, r"correct_MN: expected booleans \[M, N\], got float64 \(4, 3\)"),
+        (BOOLEAN, BOOLEAN.astype(np.uint8), "include_MN: expected booleans .* got uint8"),
+        (BOOLEAN[0], BOOLEAN[0], r"got bool \(3,\)"),
+        (BOOLEAN, BOOLEAN[:, :2], r"include_MN: got shape \(4, 2\), expected correct_MN's \(4, 3\)"),
+    ],
+)
 def test_errors(correct_MN, include_MN, message):
     with pytest.raises(DataError, match=message):
         memorization_scores(correct_MN, include_MN)

@@ -19,7 +19,9 @@ def test_reopening_another_population_lists_what_differs(tmp_path, spec):
     assert Population.create(tmp_path, spec).spec == Population.open(tmp_path).spec == spec
     before = (tmp_path / "spec.json").read_bytes()
     changes = {
-        "seed": ("seed", 4), "include": ("include", 0.5), "excluded": ("excluded", (1,)),
+        "seed": ("seed", 4),
+        "include": ("include", 0.5),
+        "excluded": ("excluded", (1,)),
         "precision": ("precision", "torch.bfloat16"),
         "train.lr": ("train", spec.train.model_copy(update={"lr": 0.2})),
         "data.fingerprint": ("data", spec.data.model_copy(update={"fingerprint": "0" * 64})),
@@ -50,8 +52,9 @@ def test_a_record_must_belong_where_it_lies(tmp_path, reference, spec):
     assert population.record(1).index == 1 and population.done(range(12)) == [0, 1, 2, 3, 4, 5, 9]
     with pytest.raises(DataError, match="000009.npz: record of member 0"):
         population.record(9)
-    elsewhere = Population(tmp_path, spec.model_copy(
-        update={"data": spec.data.model_copy(update={"fingerprint": "0" * 64})}))
+    elsewhere = Population(
+        tmp_path, spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": "0" * 64})})
+    )
     with pytest.raises(DataError, match="000001.npz: .* on 000000000000"):
         elsewhere.record(1)
 
@@ -65,7 +68,9 @@ def test_a_record_is_what_its_member_predicts(reference, digits, recipe, spec):
     np.testing.assert_array_equal(record.correct_N, predictions.margins().correct)
     np.testing.assert_array_equal(record.correct_test_N, predictions.margins("test").correct)
     np.testing.assert_array_equal(record.margin_N, predictions.margins().margin.numpy().astype(np.float16))
-    np.testing.assert_array_equal(record.margin_test_N, predictions.margins("test").margin.numpy().astype(np.float16))
+    np.testing.assert_array_equal(
+        record.margin_test_N, predictions.margins("test").margin.numpy().astype(np.float16)
+    )
 
 
 def test_margins_beyond_float16_saturate(digits, recipe, spec, monkeypatch):
@@ -86,7 +91,9 @@ def test_a_diverged_member_is_marked_and_its_predictions_are_not_stored(tmp_path
     population = Population.create(tmp_path, spec.model_copy(update={"train": train_config}))
     assert Worker("cpu").do(tmp_path, 0)["status"] == "diverged"
     record = population.record(0)
-    assert record.diverged and len(record.correct_N) == len(record.margin_N) == len(record.correct_test_N) == 0
+    assert (
+        record.diverged and len(record.correct_N) == len(record.margin_N) == len(record.correct_test_N) == 0
+    )
     assert np.flatnonzero(record.include_N).tolist() == spec.subset(0, 300).tolist()
 
 
@@ -98,9 +105,15 @@ def family(tmp_path_factory, spec, digits):
     forget = tuple(range(0, 30, 2))
     groups = (GroupSpec(name="low", ids=forget[:8]), GroupSpec(name="high", ids=forget[8:]))
     kinds = {
-        "original": {}, "oracle": {"forget": forget, "excluded": (200, 201)},
-        "unlearned": {"forget": forget, "groups": groups, "budget": 900, "parent": "../original",
-                      "plan": "low: finetune(epochs=1) > high: salun(epochs=2)"},
+        "original": {},
+        "oracle": {"forget": forget, "excluded": (200, 201)},
+        "unlearned": {
+            "forget": forget,
+            "groups": groups,
+            "budget": 900,
+            "parent": "../original",
+            "plan": "low: finetune(epochs=1) > high: salun(epochs=2)",
+        },
     }
     worker = Worker("cpu")
     found = {}
@@ -123,7 +136,10 @@ def same(first, second):
 
 
 def test_originals_and_oracles_are_trained_on_their_pools(family, digits, recipe):
-    for kind, ids in (("original", None), ("oracle", np.setdiff1d(np.arange(300), [*range(0, 30, 2), 200, 201]))):
+    for kind, ids in (
+        ("original", None),
+        ("oracle", np.setdiff1d(np.arange(300), [*range(0, 30, 2), 200, 201])),
+    ):
         population = family[kind]
         for index in range(2):
             expected = train(digits, recipe, ids, seed=population.spec.member_seed(index), device="cpu")
@@ -143,8 +159,17 @@ def test_unlearned_member_i_is_the_plan_run_on_original_i(family, digits, recipe
     spec = population.spec
     groups = [Group(group.name, np.array(group.ids)) for group in spec.groups]
     for index in range(2):
-        expected = rum(as_model(family["original"], index, recipe), digits, Split.from_ids(spec.forget, 300), groups,
-                       spec.plan, recipe, budget=900, seed=spec.member_seed(index), device="cpu")
+        expected = rum(
+            as_model(family["original"], index, recipe),
+            digits,
+            Split.from_ids(spec.forget, 300),
+            groups,
+            spec.plan,
+            recipe,
+            budget=900,
+            seed=spec.member_seed(index),
+            device="cpu",
+        )
         assert same(expected.model.state_dict(), population.state(index))
         assert population.metrics(index)["examples"] == expected.examples
         assert population.metrics(index)["steps"] == list(expected.steps)
@@ -163,8 +188,10 @@ def test_missing_and_damaged_members_are_named(family, tmp_path):
     weights = tmp_path / "000" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     (tmp_path / "000" / "metrics.json").write_text("[]")
-    for read, message in ((population.state, "model.safetensors: cannot read weights"),
-                          (population.metrics, "metrics.json: expected a JSON object")):
+    for read, message in (
+        (population.state, "model.safetensors: cannot read weights"),
+        (population.metrics, "metrics.json: expected a JSON object"),
+    ):
         with pytest.raises(DataError, match=message):
             read(0)
     for read in (population.state, population.outputs, population.metrics):
@@ -175,7 +202,7 @@ def test_missing_and_damaged_members_are_named(family, tmp_path):
 def test_a_full_disk_leaves_no_model_and_is_an_io_error(family, tmp_path):
     import resource
 
-    population = Population.create(tmp_path, family["original"].spec)
+    Population.create(tmp_path, family["original"].spec)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
@@ -190,7 +217,9 @@ def test_a_full_disk_leaves_no_model_and_is_an_io_error(family, tmp_path):
 def test_data_that_changed_since_is_refused(tmp_path, spec):
     other = spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": "0" * 64})})
     Population.create(tmp_path, other)
-    with pytest.raises(MismatchError, match="digits: content is .*, the population was made with 000000000000"):
+    with pytest.raises(
+        MismatchError, match="digits: content is .*, the population was made with 000000000000"
+    ):
         Worker("cpu").do(tmp_path, 0)
 
 

@@ -11,8 +11,12 @@ from rumfast.sweeps.records import MemberRecord, load_record, save_record
 def record(n=13, tests=5, index=4, seed=0, **changes):
     rng = np.random.default_rng(seed)
     fields = dict(
-        index=index, include_N=rng.random(n) < 0.7, correct_N=rng.random(n) < 0.5, correct_test_N=rng.random(tests) < 0.5,
-        margin_N=rng.normal(0, 30, n).astype(np.float16), margin_test_N=rng.normal(0, 30, tests).astype(np.float16),
+        index=index,
+        include_N=rng.random(n) < 0.7,
+        correct_N=rng.random(n) < 0.5,
+        correct_test_N=rng.random(tests) < 0.5,
+        margin_N=rng.normal(0, 30, n).astype(np.float16),
+        margin_test_N=rng.normal(0, 30, tests).astype(np.float16),
         fingerprint="abc",
     )
     return MemberRecord(**{**fields, **changes})
@@ -50,7 +54,9 @@ def test_a_record_is_small(tmp_path):
     rng = np.random.default_rng(0)
     big = record(45_000, 10_000, margin_N=rng.normal(8, 4, 45_000).astype(np.float16))
     save_record(tmp_path / "x.npz", big)
-    assert (tmp_path / "x.npz").stat().st_size < 140_000  # 2 bytes of margin and 2 bits per example, compressed
+    assert (
+        tmp_path / "x.npz"
+    ).stat().st_size < 140_000  # 2 bytes of margin and 2 bits per example, compressed
 
 
 def test_a_second_writer_agrees_or_is_refused(tmp_path):
@@ -63,7 +69,9 @@ def test_a_second_writer_agrees_or_is_refused(tmp_path):
 
 def change_meta(arrays, **changes):
     meta = json.loads(str(arrays["meta"]))
-    arrays["meta"] = np.array(json.dumps({key: value for key, value in {**meta, **changes}.items() if value != "gone"}))
+    arrays["meta"] = np.array(
+        json.dumps({key: value for key, value in {**meta, **changes}.items() if value != "gone"})
+    )
 
 
 DAMAGE = {

@@ -18,9 +18,14 @@ def record(population, index, diverged=False):
     known = 0 if diverged else 1
     rng = np.random.default_rng(index)
     return MemberRecord(
-        index, include_N, rng.random(N * known) < 0.5, rng.random(TESTS * known) < 0.5,
-        rng.random(N * known).astype(np.float16), rng.random(TESTS * known).astype(np.float16),
-        population.spec.data.fingerprint, diverged=diverged,
+        index,
+        include_N,
+        rng.random(N * known) < 0.5,
+        rng.random(TESTS * known) < 0.5,
+        rng.random(N * known).astype(np.float16),
+        rng.random(TESTS * known).astype(np.float16),
+        population.spec.data.fingerprint,
+        diverged=diverged,
     )
 
 
@@ -80,7 +85,9 @@ def test_run_sweep_trains_what_is_missing_and_refuses_another_recipe(tmp_path, d
         run_sweep(digits, recipe.model_copy(update={"lr": 0.2}), members=4, seed=3, out=out, device="cpu")
     with pytest.raises(MismatchError, match="include: there 0.7, here 0.6"):
         run_sweep(digits, recipe, members=4, seed=3, include=0.6, out=out, device="cpu")
-    with pytest.raises(MismatchError, match="data.fingerprint: there .*data.train_examples: there 300, here 299"):
+    with pytest.raises(
+        MismatchError, match="data.fingerprint: there .*data.train_examples: there 300, here 299"
+    ):
         run_sweep(load_dataset("digits").take(299, 100), recipe, members=4, seed=3, out=out, device="cpu")
 
 
@@ -98,7 +105,10 @@ def test_verify_finds_damage_and_foreign_subsets_and_repair_deletes_them(populat
     foreign.include_N[:2] ^= True
     population.save_record(foreign)
     found = upkeep.verify(population, 5)
-    assert found["read"] == 5 and sorted(found["damaged"]) == [str(population.member(1)), str(population.member(3))]
+    assert found["read"] == 5 and sorted(found["damaged"]) == [
+        str(population.member(1)),
+        str(population.member(3)),
+    ]
     assert population.done(range(5)) == [0, 1, 2, 3, 4]
     upkeep.verify(population, 5, repair=True)
     assert population.done(range(5)) == [0, 2, 4] and upkeep.verify(population, 5)["damaged"] == {}
@@ -115,7 +125,9 @@ def test_compacted_arrays_are_the_stacked_ones(population):
 
 def test_a_record_of_other_data_is_not_stacked(population, spec):
     fill(population, range(2))
-    other = Population(population.root, spec.model_copy(
-        update={"data": spec.data.model_copy(update={"fingerprint": "1" * 64})}))
+    other = Population(
+        population.root,
+        spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": "1" * 64})}),
+    )
     with pytest.raises(DataError, match="000000.npz: record of member 0 on data"):
         load_sweep(other, range(2))

@@ -13,15 +13,24 @@ from rumfast.sweeps.run import sweep_spec
 
 
 def make(**fields):
-    base = {"kind": "subsets", "data": DataRef(location="digits", fingerprint="f"), "train": TrainConfig(),
-            "precision": "torch.float32", "include": 0.7}
+    base = {
+        "kind": "subsets",
+        "data": DataRef(location="digits", fingerprint="f"),
+        "train": TrainConfig(),
+        "precision": "torch.float32",
+        "include": 0.7,
+    }
     return PopulationSpec.model_validate(base | fields)
 
 
 def test_a_mask_depends_on_seed_and_index_alone():
     first = make(seed=5).subset(3, 500).tolist()
-    other_recipe = make(seed=5, train=TrainConfig(lr=0.3, seed=9), precision="torch.bfloat16",
-                        data=DataRef(location="x", fingerprint="g"))
+    other_recipe = make(
+        seed=5,
+        train=TrainConfig(lr=0.3, seed=9),
+        precision="torch.bfloat16",
+        data=DataRef(location="x", fingerprint="g"),
+    )
     assert first == other_recipe.subset(3, 500).tolist()
     subsets = [make(seed=seed).subset(index, 500).tolist() for seed in range(4) for index in range(4)]
     assert len(set(map(tuple, subsets))) == 16
@@ -29,7 +38,9 @@ def test_a_mask_depends_on_seed_and_index_alone():
     assert make(seed=0).subset(1, 500).tolist() != make(seed=1).subset(0, 500).tolist()
 
 
-@pytest.mark.parametrize("include, share", [(0.7, Fraction(7, 10)), (0.5, Fraction(1, 2)), (0.29, Fraction(29, 100))])
+@pytest.mark.parametrize(
+    "include, share", [(0.7, Fraction(7, 10)), (0.5, Fraction(1, 2)), (0.29, Fraction(29, 100))]
+)
 def test_sizes_are_the_floor_of_the_share_exactly(include, share):
     spec = make(include=include)
     for n in [*range(4, 120), 1400, 45_000, 50_000]:
@@ -65,8 +76,12 @@ def test_excluded_ids_never_appear():
 
 
 def test_member_seeds_differ_by_kind_seed_and_index():
-    seeds = {make(kind=kind, seed=seed).member_seed(index)
-             for kind in ("subsets", "original", "oracle", "unlearned") for seed in range(5) for index in range(50)}
+    seeds = {
+        make(kind=kind, seed=seed).member_seed(index)
+        for kind in ("subsets", "original", "oracle", "unlearned")
+        for seed in range(5)
+        for index in range(50)
+    }
     assert len(seeds) == 4 * 5 * 50
 
 
