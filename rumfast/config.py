@@ -101,7 +101,7 @@ class EvaluateConfig(Strict):
     """How many models each number rests on."""
 
     seeds: Positive = 3  # originals, each unlearned by every plan
-    oracles: Annotated[int, Field(ge=2)] = 3
+    oracles: Annotated[int, Field(ge=3)] = 5  # fewer make null bands that mean little
     mia_examples: Annotated[int, Field(ge=10)] = (
         5000  # most members, and non-members, the attack is fitted on
     )

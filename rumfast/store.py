@@ -26,6 +26,7 @@ from rumfast.errors import DataError, MismatchError, StorageError
 
 TEMPORARY = ".partial-"
 ENTRIES_FROM_END = 12  # bytes from the end of a zip file to its number of entries
+# All that numpy and zipfile raise on bytes they cannot read.
 DAMAGE = (
     OSError,
     ValueError,
@@ -38,7 +39,7 @@ DAMAGE = (
     OverflowError,
     zipfile.BadZipFile,
     zlib.error,
-)  # all that numpy and zipfile raise on bytes they cannot read
+)
 
 
 class RunDir:

@@ -62,7 +62,7 @@ WRONG = {
     "share that is no number": ("[sweep]\ninclude = nan", "sweep.include: "),
     "endless budget": ("[unlearn]\nbudget_epochs = inf", "unlearn.budget_epochs: .*finite"),
     "unknown retain": ('[unlearn]\nretain = "all"', "unlearn.retain: .*'remaining' or 'final'"),
-    "one oracle": ("[evaluate]\noracles = 1", "evaluate.oracles: .*greater than or equal to 2"),
+    "two oracles": ("[evaluate]\noracles = 2", "evaluate.oracles: .*greater than or equal to 3"),
 }
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from rumfast import RumfastError, load_recipe, run
 from rumfast.config import Recipe
-from rumfast.errors import DataError, MismatchError, PartialError, StorageError, UsageError
+from rumfast.errors import DataError, DivergedError, MismatchError, PartialError, StorageError, UsageError
 from rumfast.pipeline import STAGES, Run
 from rumfast.store import TEMPORARY, read_json, read_npz
 from rumfast.sweeps import Population
@@ -37,7 +37,7 @@ def make_recipe(path, **sections):
         "forget": {"request": "memorization:mixed:30", "groups": 2},
         "unlearn": {"budget_epochs": 1.5},
         "plans": PLANS,
-        "evaluate": {"seeds": 2, "oracles": 2, "mia_examples": 60},
+        "evaluate": {"seeds": 2, "oracles": 3, "mia_examples": 60},
     }
     merged = {
         key: base.get(key, {}) | value if isinstance(value, dict) else value
@@ -117,7 +117,7 @@ def test_the_summary_follows_from_the_stored_outputs(unbroken):
     data = Run(load_recipe(out / "config.toml"), out, None, "cpu").data
 
     def accuracies(folder):
-        for index in range(2):
+        for index in range(3 if folder == "oracles" else 2):
             outputs = read_npz(out / folder / f"{index:03d}" / "outputs.npz")
             correct = outputs["train"].argmax(1) == data.train.label_N
             yield (
@@ -177,16 +177,40 @@ def test_more_plans_and_oracles_only_add(unbroken, recipe, tmp_path):
     more = make_recipe(
         recipe.data.path,
         plans=[*PLANS, {"name": "vanilla", "steps": "finetune"}],
-        evaluate={"oracles": 3},
+        evaluate={"oracles": 4},
         name="renamed",
     )
     run(more, out, device="cpu", workers=1)
     after = stamps(*populations(out))
     assert before.items() <= after.items()
     assert {path.relative_to(out).parts[:2] for path in after.keys() - before.keys()} == {
-        ("oracles", "002"),
+        ("oracles", "003"),
         ("unlearned", "vanilla"),
     }
+
+
+@pytest.mark.parametrize(("field", "value"), [("label_noise", 0.2), ("source", "digits"), ("seed", 3)])
+def test_a_pack_of_another_origin_is_refused(field, value, tmp_path, monkeypatch):
+    """The recipe's source is compared with what the folder was packed from, not packed over it."""
+    from rumfast.pipeline import stages
+
+    origin = {"source": "npz:a.npz", "label_noise": 0.1, "seed": 0}
+    (tmp_path / "dataset.json").touch()
+    monkeypatch.setattr(stages, "dataset_info", lambda path: origin)
+    chosen = make_recipe(str(tmp_path), data=origin | {field: value})
+    with pytest.raises(MismatchError, match=f"packed with {field} {origin[field]}, the recipe says {value}"):
+        Run(chosen, tmp_path / "run", None, "cpu").data  # noqa: B018
+
+
+def test_a_diverging_plan_is_named_and_the_others_are_done(unbroken, recipe, tmp_path):
+    import shutil
+
+    out = shutil.copytree(unbroken[0], tmp_path / "run")
+    plans = [{"name": "wild", "steps": "finetune(lr=1e30)"}, {"name": "tame", "steps": "finetune(lr=0.01)"}]
+    with pytest.raises(DivergedError, match="plans wild diverged, the others are done"):
+        run(make_recipe(recipe.data.path, plans=plans), out, device="cpu", workers=1)
+    assert not list((out / "unlearned" / "wild").glob("0*"))
+    assert len(list((out / "unlearned" / "tame").glob("0*"))) == 2
 
 
 CHANGES = {

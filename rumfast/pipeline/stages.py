@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rumfast.config import PlanConfig, Recipe, dump_recipe, load_recipe
-from rumfast.data import Dataset, Split, load_dataset, pack
-from rumfast.errors import DataError, PartialError, StorageError, UsageError
+from rumfast.config import DataConfig, PlanConfig, Recipe, dump_recipe, load_recipe
+from rumfast.data import Dataset, Split, dataset_info, load_dataset, pack
+from rumfast.errors import DataError, DivergedError, MismatchError, PartialError, StorageError, UsageError
 from rumfast.pipeline import assess
 from rumfast.pipeline.request import budget_of, regroup, rehearse, resolve
 from rumfast.refinement import Group
@@ -52,6 +52,8 @@ class Run:
         where = config.path or str(self.dir.data)
         if config.source is not None and not (Path(where) / "dataset.json").exists():
             pack(config.source, where, label_noise=config.label_noise, seed=config.seed)
+        elif config.source is not None:
+            _require_pack(where, config)
         return load_dataset(where).take(config.train_examples, config.test_examples, config.seed)
 
     @property
@@ -245,13 +247,22 @@ class Run:
         )
 
     def unlearn(self) -> dict[str, Any]:
-        """Run every plan from every original."""
+        """Run every plan from every original.
+
+        Raises:
+            DivergedError: names the plans that diverged; the others are done.
+        """
+        diverged = []
         for plan in self.recipe.plans:
-            train_members(
-                self.engine,
-                self.plan_population(plan),
-                range(self.recipe.evaluate.seeds),
-                f"plan {plan.name}",
+            population, seeds = self.plan_population(plan), range(self.recipe.evaluate.seeds)
+            try:
+                train_members(self.engine, population, seeds, f"plan {plan.name}")
+            except DivergedError:
+                diverged.append(plan.name)
+        if diverged:
+            raise DivergedError(
+                f"plans {', '.join(diverged)} diverged, the others are done; "
+                "give them a lower lr and another name"
             )
         return {"plans": {plan.name: str(self.dir.plan(plan.name)) for plan in self.recipe.plans}}
 
@@ -323,3 +334,17 @@ def _comparable(recipe: Recipe) -> Recipe:
             "sweep": recipe.sweep.model_copy(update={"members": 1}),
         }
     )
+
+
+def _require_pack(path: str, config: DataConfig) -> None:
+    """Refuse a packed folder that the recipe's source would not have given."""
+    record = dataset_info(path)
+    for field, ours in (
+        ("source", config.source),
+        ("label_noise", config.label_noise),
+        ("seed", config.seed),
+    ):
+        if record[field] != ours and (field != "seed" or config.label_noise):
+            raise MismatchError(
+                f"{path}: packed with {field} {record[field]}, the recipe says {ours}; use another data.path"
+            )

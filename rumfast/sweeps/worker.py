@@ -140,10 +140,8 @@ def unlearn_model(learner: Learner, population: Population, index: int, data: Da
 def serve(device: str) -> None:
     """Answer tasks until stdin ends."""
     worker = Worker(device)
-    answers = os.fdopen(
-        os.dup(1), "w"
-    )  # results keep the real stdout; stray prints of libraries go to stderr
-    os.dup2(2, 1)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not come between the answers
     for line in sys.stdin:
         task = json.loads(line)
         try:
@@ -159,9 +157,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     if pick_device(arguments.device).type == "cpu":
-        torch.set_num_threads(
-            1
-        )  # one process per core is faster for small nets, and results do not vary with cores
+        # One process per core is faster for small nets, and results do not vary with the number of cores.
+        torch.set_num_threads(1)
     serve(arguments.device)
 
 

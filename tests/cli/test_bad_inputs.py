@@ -19,7 +19,7 @@ request = "{request}"
 refine = "random"
 [evaluate]
 seeds = 1
-oracles = 2
+oracles = 3
 [[plans]]
 name = "none"
 steps = "none"

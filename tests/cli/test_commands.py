@@ -24,7 +24,7 @@ include = 0.5
 request = "memorization:mixed:12"
 [evaluate]
 seeds = 2
-oracles = 2
+oracles = 3
 """
 
 

@@ -25,7 +25,7 @@ refine = "random"
 members = 4
 [evaluate]
 seeds = 6
-oracles = 2
+oracles = 3
 """
 
 
