@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RESULTS := bench/results/amd-epyc-2core
+APT := env DEBIAN_FRONTEND=noninteractive apt-get
 SYSTEM := g++ pkg-config libopencv-dev libturbojpeg0-dev
 
 .PHONY: demo test lint records readme system clean
@@ -41,8 +42,8 @@ system:
 	$(PYTHON) -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null \
 		|| missing="$$missing python3-dev"; \
 	[ -z "$$missing" ] && exit 0; \
-	if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq $$missing; \
-	elif sudo -n true 2>/dev/null; then sudo apt-get update -qq && sudo apt-get install -y -qq $$missing; \
+	if [ "$$(id -u)" = 0 ]; then $(APT) update -qq && $(APT) install -y -qq $$missing; \
+	elif sudo -n true 2>/dev/null; then sudo $(APT) update -qq && sudo $(APT) install -y -qq $$missing; \
 	else echo "Missing system packages; run this, then make again:"; \
 		echo "  sudo apt-get update && sudo apt-get install -y $$missing"; exit 1; fi
 

@@ -1,5 +1,4 @@
-"""Write the measured tables of README.md from committed records: ``python -m rumfast.bench.readme
-[--check]``.
+"""Write README.md's measured tables from committed records: ``python -m rumfast.bench.readme [--check]``.
 
 A block ``<!-- record: FILE -->`` … ``<!-- end -->`` is replaced by the table of ``bench/results/FILE``.
 """

@@ -1,5 +1,6 @@
 """``rumfast sweep``: plan, run and look after a sweep."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,15 +12,21 @@ app = typer.Typer(no_args_is_help=True, help="Train the models that memorization
 Engine = Annotated[str, typer.Option(help="local: processes on this machine.")]
 
 
-def _sweep(
-    recipe: str | None, out: Any, engine: Any, device: str, members: range | None = None
-) -> tuple[Any, int]:
+def _sweep(recipe: str | None, out: Path, engine: Any, device: str) -> tuple[Any, int]:
     """The sweep's population, and the number of members it is about."""
     from rumfast.pipeline import Run
 
     run = Run(recipe_for(recipe, out), out, engine, device)
     run.pack()
     return run.sweep_population, run.recipe.sweep.members
+
+
+def _existing(out: Path) -> tuple[Any, int]:
+    """As :func:`_sweep`, of a run that exists; nothing is written."""
+    from rumfast.store import RunDir
+    from rumfast.sweeps import Population
+
+    return Population.open(RunDir(out).sweep), recipe_for(None, out).sweep.members
 
 
 def _engine(name: str, workers: int | None, device: str) -> Any:
@@ -72,21 +79,16 @@ def run(
 
 
 @app.command()
-def status(
-    recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", json_output: Json = False
-) -> None:
+def status(out: Out, json_output: Json = False) -> None:
     """Count complete, missing and diverged members."""
     from rumfast.sweeps.upkeep import status as count
 
-    show(count(*_sweep(recipe, out, None, device)), json_output, "sweep-status")
+    show(count(*_existing(out)), json_output, "sweep-status")
 
 
 @app.command()
 def verify(
-    recipe: RecipeArgument = None,
-    *,
     out: Out,
-    device: Device = "auto",
     repair: Annotated[bool, typer.Option("--repair", help="Delete damaged records.")] = False,
     json_output: Json = False,
 ) -> None:
@@ -94,7 +96,7 @@ def verify(
     from rumfast.errors import DataError
     from rumfast.sweeps.upkeep import verify as check
 
-    result = check(*_sweep(recipe, out, None, device), repair=repair)
+    result = check(*_existing(out), repair=repair)
     show(result, json_output, "sweep-verify")
     if result["damaged"] and not repair:
         raise DataError(
@@ -103,10 +105,8 @@ def verify(
 
 
 @app.command()
-def compact(
-    recipe: RecipeArgument = None, *, out: Out, device: Device = "auto", json_output: Json = False
-) -> None:
+def compact(out: Out, json_output: Json = False) -> None:
     """Stack the records into arrays [M, N] to be memory-mapped."""
     from rumfast.sweeps.upkeep import compact as stack
 
-    show(stack(*_sweep(recipe, out, None, device)), json_output, "sweep-compact")
+    show(stack(*_existing(out)), json_output, "sweep-compact")

@@ -76,6 +76,11 @@ def augment_images(
     return out if channels_last else out.contiguous()
 
 
+def normalise(image_BHWC: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(image / 255 − mean) / std of uint8 [B, H, W, 3], as float32 [B, 3, H, W], channels-last in memory."""
+    return _normalise(image_BHWC, tuple(mean), tuple(std), torch.float32).permute(0, 3, 1, 2)
+
+
 def _draws(id_B: Tensor, seed: int, epoch: int, flip: bool, padding: int) -> tuple[Tensor, Tensor, Tensor]:
     """Offsets dy, dx in 0..2·padding (int64) and flips (bool): bits 0-15, 16-30 and 31 of one hash."""
     low, high = _key(seed, epoch)

@@ -3,9 +3,8 @@
 The flow: ``load_dataset`` → ``run_sweep`` → ``memorization_scores`` → ``Split`` → ``refine`` → ``train`` →
 ``rum`` → ``evaluate``.
 
-Array names end in their axes: M members, N train examples, F forget, R retain, B batch, C classes, D
-    embedding
-width, G groups: ``correct_MN``, ``embedding_FD``. An *example id* is a row of the training set.
+Array names end in their axes: M members, N train examples, F forget, R retain, B batch, C classes,
+D embedding width, G groups: ``correct_MN``, ``embedding_FD``. An *example id* is a row of the training set.
 
 Names load on first use: ``import rumfast`` costs nothing.
 """

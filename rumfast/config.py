@@ -14,6 +14,7 @@ from rumfast.errors import UsageError
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Refine = Literal["memorization", "class", "random", "none"]
+Retain = Literal["remaining", "final"]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -58,6 +59,7 @@ class TrainConfig(Strict):
     flip: bool = False
     crop_padding: Annotated[int, Field(ge=0, le=16)] = 0  # pixels
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    loader: Literal["auto", "resident", "streaming"] = "auto"  # resident where the images fit; same batches
     compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA; on a CPU it costs 100 s and gains nothing
     seed: int = 0
 
@@ -86,15 +88,15 @@ class PlanConfig(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=64)]  # a folder's name
     steps: str
     refine: Refine | None = None  # None: as the recipe's forget section; "random" is the shuffle control
+    retain: Retain | None = None  # None: as the recipe's unlearn section
 
 
 class UnlearnConfig(Strict):
     """What all plans share."""
 
-    retain: Literal["remaining", "final"] = "remaining"  # are groups still to come trained on meanwhile?
-    budget_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = (
-        None  # total, in passes over the training set
-    )
+    retain: Retain = "remaining"  # are groups still to come trained on meanwhile?
+    # Passes over the training set that each plan may take in all; None: as its steps say.
+    budget_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class EvaluateConfig(Strict):
@@ -154,10 +156,7 @@ def parse_recipe(text: str, origin: str) -> Recipe:
         return Recipe.model_validate(tomllib.loads(text))
     except ValidationError as error:
         raise UsageError(f"{origin}: {explain(error)}") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # tomllib's own is a ValueError; integers may be too long for int()
+    except (ValueError, RecursionError) as error:  # integers may be too long for int(), tables too deep
         raise UsageError(f"{origin}: not valid TOML: {error}") from None
 
 

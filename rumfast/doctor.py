@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from rumfast.data.beton import FFCV_INSTALL
 from rumfast.runtime import environment, pick_device, pick_precision, usable_cores
-
-FFCV_LIBRARIES = "apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev"
 
 
 class Check(NamedTuple):
@@ -41,9 +40,9 @@ def examine() -> list[Check]:
         _optional(
             "ffcv",
             "needed by 'rumfast data pack' and the streaming loader",
-            f"{FFCV_LIBRARIES} && pip install 'rumfast[ffcv]'",
+            FFCV_INSTALL,
         ),
-        _optional("pyarrow", "needed by parquet: sources", "pip install 'rumfast[parquet]'"),
+        _optional("pyarrow", "needed by parquet: sources", "pip install pyarrow"),
         Check("free disk here", f"{free:.0f} GiB", free > 1, "" if free > 1 else "free at least 1 GiB"),
     ]
 

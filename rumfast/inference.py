@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rumfast.data import Dataset, Examples
+from rumfast.kernels.augment import normalise
 from rumfast.kernels.margins import Margins, margins
-from rumfast.loaders import ResidentLoader
+from rumfast.loaders import batch_bounds
 from rumfast.models import Classifier
 
 EVALUATION_BATCH = 1024  # examples; large enough to fill a GPU, small enough for any
@@ -73,10 +74,11 @@ def _map(
     model: Classifier, function: Callable[[Tensor], Tensor], data: Dataset, examples: Examples
 ) -> np.ndarray:
     device = next(model.parameters()).device
-    loader = ResidentLoader(examples, data.mean, data.std, device=device, batch_size=EVALUATION_BATCH)
     was_training = model.training
     model.eval()
-    ids = torch.arange(len(examples.label_N), device=device)
-    parts = [function(batch.image).float().cpu() for batch in loader.epoch(ids, 0, shuffle=False)]
+    parts = []
+    for start, stop in batch_bounds(len(examples), EVALUATION_BATCH):
+        image = torch.from_numpy(examples.image_NHWC[start:stop]).to(device)
+        parts.append(function(normalise(image, data.mean, data.std)).float().cpu())
     model.train(was_training)
     return torch.cat(parts).numpy()

@@ -5,14 +5,14 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 
 from rumfast.algorithms import ALGORITHMS, SgdConfig
-from rumfast.config import Strict, TrainConfig, explain
+from rumfast.config import Retain, Strict, TrainConfig, explain
 from rumfast.data import Dataset, Split
 from rumfast.errors import UsageError
 from rumfast.models import Classifier
@@ -20,7 +20,6 @@ from rumfast.refinement import Group
 from rumfast.runtime import derive_seed
 from rumfast.training import Learner
 
-Retain = Literal["remaining", "final"]
 WHOLE = "all"  # the forget set at once, unrefined
 EACH = "each"  # every group in turn
 _STEP = re.compile(

@@ -13,7 +13,6 @@ import os
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,24 +21,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from rumfast.data.layout import NPZ_ERRORS
 from rumfast.errors import DataError, MismatchError, StorageError
 
 TEMPORARY = ".partial-"
 ENTRIES_FROM_END = 12  # bytes from the end of a zip file to its number of entries
-# All that numpy and zipfile raise on bytes they cannot read.
-DAMAGE = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    MemoryError,
-    OverflowError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class RunDir:
@@ -112,8 +98,7 @@ def _link(temporary: Path, path: Path) -> None:
 
 
 def _lock(handle: int) -> bool:
-    """Lock a temporary file or folder until ``handle`` is closed or the process dies; False if another holds
-    it."""
+    """Lock a temporary file or folder until its handle closes or the process dies; False if another has."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -187,10 +172,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         return {name: np.load(io.BytesIO(content), allow_pickle=False) for name, content in contents.items()}
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except DAMAGE as error:
-        raise DataError(
-            f"{path}: damaged or not an npz file: {error}; delete it to have it made again"
-        ) from None
+    except NPZ_ERRORS as error:
+        raise DataError(f"{path}: damaged or not an npz file: {error}") from None
 
 
 def content_digest(path: Path) -> str:

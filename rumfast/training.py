@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from rumfast.config import TrainConfig
 from rumfast.data import Dataset, check_ids
 from rumfast.errors import DivergedError
-from rumfast.loaders import Batch, ResidentLoader
+from rumfast.loaders import Batch, open_loader
 from rumfast.models import Classifier, build_model, initialize_
 from rumfast.runtime import cpu_threads, pick_device, pick_precision
 
@@ -34,14 +34,13 @@ class Learner:
         self.config = config
         self.device = pick_device(device)
         self.dtype = pick_precision(config.precision, self.device)
-        self.loader = ResidentLoader(
-            data.train,
-            data.mean,
-            data.std,
+        self.loader = open_loader(
+            data,
             device=self.device,
             batch_size=config.batch_size,
             flip=config.flip,
             crop_padding=config.crop_padding,
+            kind=config.loader,
         )
         if model is None:
             model = build_model(

@@ -93,8 +93,9 @@ def test_every_stage_reports_and_leaves_its_files(unbroken, recipe):
     assert results["pack"]["train"] == 200 and results["sweep"]["members"] == 8
     assert len(list((out / "sweep" / "members").iterdir())) == 8
     assert sorted(path.name for path in (out / "unlearned").iterdir()) == ["none", "rum", "shuffle"]
-    for folder in (out / "original", out / "oracles", out / "unlearned" / "rum"):
-        assert sorted(path.name for path in folder.iterdir()) == ["000", "001", "spec.json"]
+    for folder, models in ((out / "original", 2), (out / "oracles", 3), (out / "unlearned" / "rum", 2)):
+        names = [f"{index:03d}" for index in range(models)]
+        assert sorted(path.name for path in folder.iterdir()) == [*names, "spec.json"]
     assert load_recipe(out / "config.toml") == recipe
     assert "<html" in (out / "report" / "index.html").read_text()
     assert not [path for path in out.rglob(TEMPORARY + "*")]
@@ -187,6 +188,30 @@ def test_more_plans_and_oracles_only_add(unbroken, recipe, tmp_path):
         ("oracles", "003"),
         ("unlearned", "vanilla"),
     }
+
+
+def test_the_summary_counts_diverged_members_and_names_each_plans_retain_set(unbroken, recipe, tmp_path):
+    assert read_json(unbroken[0] / "evaluation" / "summary.json")["sweep"]["diverged"] == 0
+    import shutil
+
+    out = shutil.copytree(unbroken[0], tmp_path / "run")
+    final = [{"name": "final", "steps": "low: none > high: finetune(epochs=1)", "retain": "final"}]
+    summary = run(make_recipe(recipe.data.path, plans=final), out, device="cpu", workers=1)["evaluate"]
+    assert [plan["retain"] for plan in summary["plans"]] == ["final"]
+    assert Population.open(out / "unlearned" / "final").spec.retain == "final"
+
+
+def test_a_run_whose_data_moved_goes_on(unbroken, recipe, tmp_path):
+    import shutil
+
+    out = shutil.copytree(unbroken[0], tmp_path / "run")
+    elsewhere = shutil.copytree(recipe.data.path, tmp_path / "data")
+    spec = Population.open(out / "original").spec
+    moved = spec.model_copy(update={"data": spec.data.model_copy(update={"location": str(elsewhere)})})
+    assert Population.create(out / "original", moved).spec == moved == Population.open(out / "original").spec
+    other = moved.model_copy(update={"data": moved.data.model_copy(update={"fingerprint": "0" * 64})})
+    with pytest.raises(MismatchError, match="data.fingerprint"):
+        Population.create(out / "original", other)
 
 
 @pytest.mark.parametrize(("field", "value"), [("label_noise", 0.2), ("source", "digits"), ("seed", 3)])

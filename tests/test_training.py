@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from rumfast import TrainConfig, train
-from rumfast.data import Dataset
-from rumfast.errors import DataError, DivergedError
+from rumfast.data import Dataset, load_dataset
+from rumfast.errors import DataError, DivergedError, UsageError
 from rumfast.training import Learner, learning_rate
 
 
@@ -218,3 +218,24 @@ def test_it_learns(digits, tiny_config):
 
     config = tiny_config.model_copy(update={"epochs": 15, "width": 8})
     assert predict(train(digits, config, device="cpu"), digits).accuracy("train") > 0.95
+
+
+@pytest.mark.slow
+def test_streamed_training_is_resident_training(packed, tiny_config):
+    """FFCV streams the very batches, also two at a time, as NegGrad+ does."""
+    from rumfast.algorithms import ALGORITHMS
+
+    data = load_dataset(packed)
+    weights = []
+    for loader in ("resident", "streaming"):
+        learner = Learner(data, tiny_config.model_copy(update={"loader": loader}), "cpu")
+        learner.fit(torch.arange(0, 120), seed=3)
+        algorithm = ALGORITHMS["neggrad_plus"]
+        algorithm.run(learner, torch.arange(20), torch.arange(20, 120), algorithm.config(epochs=1), 0)
+        weights.append({name: tensor.clone() for name, tensor in learner.model.state_dict().items()})
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_streaming_needs_a_whole_packed_set(digits, tiny_config):
+    with pytest.raises(UsageError, match="streaming needs a whole packed data set"):
+        Learner(digits, tiny_config.model_copy(update={"loader": "streaming"}), "cpu")

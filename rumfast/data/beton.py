@@ -15,7 +15,7 @@ from rumfast.data.dataset import Examples
 from rumfast.data.layout import read_images, read_tables
 from rumfast.errors import DataError, StorageError, UsageError
 
-FFCV_INSTALL = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config, then pip install 'rumfast[ffcv]'"
+FFCV_INSTALL = "apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev && pip install ffcv"
 WRITER = (sys.executable, "-m", "rumfast.data.writer")
 
 
@@ -53,7 +53,7 @@ def write_beton(path: str | Path, examples: Examples, timeout_s: float | None = 
 def commit_file(path: Path, write) -> None:
     """Let `write` fill a file in a hidden directory beside `path`, flush it and rename it into place."""
     try:
-        with tempfile.TemporaryDirectory(prefix=f".partial-{path.name}.", dir=path.parent) as directory:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as directory:
             temporary = Path(directory) / path.name
             write(temporary)
             _flush(temporary)

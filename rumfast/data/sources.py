@@ -107,7 +107,7 @@ def _load_parquet(where: str) -> Loaded:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise UsageError("parquet sources need pyarrow: pip install 'rumfast[parquet]'") from error
+        raise UsageError("parquet sources need pyarrow: pip install pyarrow") from error
     train_files = sorted(root.glob("train-*.parquet"))
     test_files = sorted(root.glob("test-*.parquet")) or sorted(root.glob("validation-*.parquet"))
     if not train_files or not test_files:

@@ -46,7 +46,7 @@ class NullBand(NamedTuple):
     n: int  # oracles
 
     def contains(self, value: float) -> bool:
-        """Is ``value`` indistinguishable from a retrain?"""
+        """Could ``value`` be a retrain's?"""
         return self.low <= value <= self.high
 
 

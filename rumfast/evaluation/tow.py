@@ -16,7 +16,7 @@ def tug_of_war(unlearned: Mapping[str, float], oracle: Mapping[str, float]) -> f
             non-member.
 
     Returns:
-        A value in [0, 1]; 1 is a model indistinguishable from the oracle.
+        A value in [0, 1]; 1 where all these quantities equal the oracle's.
 
     >>> tug_of_war({"forget": 0.9, "test": 0.5}, {"forget": 0.8, "test": 0.5})
     0.9

@@ -24,7 +24,7 @@ from rumfast.inference import embeddings_of, predict
 from rumfast.models import Classifier, build_model
 from rumfast.runtime import environment, pick_device
 from rumfast.scores import entanglement_score
-from rumfast.store import read_json
+from rumfast.store import read_json, read_npz
 from rumfast.sweeps import Population
 
 if TYPE_CHECKING:
@@ -76,13 +76,16 @@ def bands_of(oracles: Sequence[ModelScores]) -> dict[str, NullBand]:
 def metrics_of(
     models: Sequence[ModelScores], oracles: Sequence[ModelScores], bands: Mapping[str, NullBand]
 ) -> dict[str, dict[str, Any]]:
-    """Every metric of a population with its interval over seeds, and whether its mean lies in the null
-    band."""
-    return {
-        name: interval_dict(interval := t_interval([compare(name, model, oracles) for model in models]))
-        | {"inside": bands[name].contains(interval.mean)}
-        for name in METRICS
-    }
+    """Every metric of a population with its interval over seeds.
+
+    ``inside``: does the mean lie in the null band, or beyond its good end where the metric has one?
+    """
+    result = {}
+    for name, metric in METRICS.items():
+        interval = t_interval([compare(name, model, oracles) for model in models])
+        beyond = metric.better == "higher" and interval.mean > bands[name].high
+        result[name] = interval_dict(interval) | {"inside": bands[name].contains(interval.mean) or beyond}
+    return result
 
 
 def interval_dict(interval: Interval) -> dict[str, Any]:
@@ -135,7 +138,7 @@ def summarize(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
                 "name": plan.name,
                 "steps": " > ".join(population.metrics(0)["steps"]),
                 "refine": plan.refine,
-                "retain": run.recipe.unlearn.retain,
+                "retain": plan.retain or run.recipe.unlearn.retain,
                 "examples": examples,
                 "cost": examples / full_cost,
                 "metrics": metrics_of(scores(population, seeds), oracles, bands),
@@ -178,6 +181,7 @@ def describe(run: "Run") -> dict[str, Any]:
         sweep = {
             "members": recipe.sweep.members,
             "include": recipe.sweep.include,
+            "diverged": int(read_npz(run.dir.memorization)["diverged"]),
             "median_standard_error": float(np.nanmedian(scores.standard_error_N)),
         }
     return {

@@ -65,7 +65,8 @@ def rehearse(recipe: Recipe, data: Dataset, excluded: tuple[int, ...]) -> None:
     for plan in recipe.plans:
         bound = bind(parse_plan(plan.steps), regroup(recipe, data, split, score_N, plan.refine))
         if budget is not None:
-            spread_budget(bound, split.retain, recipe.unlearn.retain, budget, recipe.train.batch_size)
+            mode = plan.retain or recipe.unlearn.retain
+            spread_budget(bound, split.retain, mode, budget, recipe.train.batch_size)
     pool = len(split.retain) + len(split.forget)
     if int(recipe.sweep.include * pool) < 1:
         raise DataError(f"sweep.include: {recipe.sweep.include} of {pool} training examples leaves none")

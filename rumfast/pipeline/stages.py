@@ -241,7 +241,7 @@ class Run:
                 groups=groups,
                 plan=plan.steps,
                 budget=self.budget,
-                retain=self.recipe.unlearn.retain,
+                retain=plan.retain or self.recipe.unlearn.retain,
                 parent=os.path.relpath(self.originals.root.resolve(), root.resolve()),
             ),
         )

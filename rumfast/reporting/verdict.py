@@ -109,10 +109,9 @@ def passes(result: Mapping[str, Any], plan: Mapping[str, Any], metric: str) -> b
 
 
 def is_steps(plan: Mapping[str, Any], algorithm: str) -> bool:
-    """Whether every step of a plan is the one algorithm; steps are a string or a list of names."""
-    steps = plan.get("steps")
-    words = steps.replace("→", " ").replace(",", " ").split() if isinstance(steps, str) else list(steps or [])
-    return bool(words) and all(word == algorithm for word in words)
+    """Whether every step of a plan, written ``group: algorithm(…) > …``, is the one algorithm."""
+    steps = str(plan.get("steps") or "").split(">")
+    return all(step.split(":")[-1].split("(")[0].strip() == algorithm for step in steps)
 
 
 def metric_label(result: Mapping[str, Any], metric: str) -> str:

@@ -20,8 +20,7 @@ def entanglement_score(
     Args:
         retain_RD, forget_FD: penultimate embeddings [R, D] and [F, D] of the original model.
         center: μ is the mean over both sets (``pooled``, the paper's text) or (μ_R + μ_S)/2 (``midpoint``,
-            the
-            paper's code, whose values are smaller when |S| ≪ |R|).
+            the paper's code, whose values are larger: nearly twice when |S| ≪ |R|).
 
     Returns:
         The score in [0, ∞].

@@ -1,6 +1,6 @@
 """A population's folder: its spec, and the members that are complete."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,12 @@ class Population:
         """
         root = Path(root)
         if (root / "spec.json").exists():
-            population = cls.open(root)
-            require_same(root, spec, population.spec)
-            return population
+            stored = cls.open(root).spec
+            moved = stored.model_copy(update={"data": spec.data if _same_data(stored, spec) else stored.data})
+            require_same(root, spec, moved)
+            if stored != moved:  # workers read where the data is from here
+                write_json(root / "spec.json", spec.model_dump(mode="json"))
+            return cls(root, spec)
         write_json(root / "spec.json", spec.model_dump(mode="json"), replace=False)
         return cls(root, spec)
 
@@ -73,7 +76,10 @@ class Population:
     def record(self, index: int) -> MemberRecord:
         """Read a member of a sweep and check that it belongs here."""
         path = self.member(index)
-        record = load_record(path)
+        try:
+            record = load_record(path)
+        except DataError as error:
+            raise DataError(f"{error}; `rumfast sweep verify --repair` deletes damaged records") from None
         if record.fingerprint != self.spec.data.fingerprint or record.index != index:
             raise DataError(
                 f"{path}: record of member {record.index} on data {record.fingerprint[:12]}, expected "
@@ -110,12 +116,26 @@ class Population:
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: cannot read weights: {error}") from None
+            raise DataError(f"{path}: cannot read weights: {error}; {self._advice(index)}") from None
 
     def outputs(self, index: int) -> dict[str, np.ndarray]:
         """Logits of model ``index``: ``train`` [N, C] and ``test`` [N, C]."""
-        return read_npz(self.member(index) / "outputs.npz")
+        return self._read(read_npz, index, "outputs.npz")
 
     def metrics(self, index: int) -> dict[str, Any]:
         """What training model ``index`` took: examples, wall_s, loss, steps."""
-        return read_json(self.member(index) / "metrics.json")
+        return self._read(read_json, index, "metrics.json")
+
+    def _read(self, read: Callable[[Path], dict[str, Any]], index: int, name: str) -> dict[str, Any]:
+        try:
+            return read(self.member(index) / name)
+        except DataError as error:
+            raise DataError(f"{error}; {self._advice(index)}") from None
+
+    def _advice(self, index: int) -> str:
+        return f"delete the folder {self.member(index)} and run again"
+
+
+def _same_data(one: PopulationSpec, other: PopulationSpec) -> bool:
+    """Is it the same content, wherever it lies?"""
+    return one.data == other.data.model_copy(update={"location": one.data.location})

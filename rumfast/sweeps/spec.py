@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from rumfast.config import Strict, TrainConfig
+from rumfast.config import Retain, Strict, TrainConfig
 from rumfast.data import Dataset
 from rumfast.errors import UsageError
 from rumfast.runtime import derive_seed
@@ -68,7 +68,7 @@ class PopulationSpec(Strict):
     forget: tuple[int, ...] = ()
     groups: tuple[GroupSpec, ...] = ()
     plan: str | None = None
-    retain: Literal["remaining", "final"] = "remaining"
+    retain: Retain = "remaining"
     budget: int | None = None  # examples
     parent: str | None = None  # folder of the originals, relative to the population's own
 

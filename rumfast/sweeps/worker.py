@@ -148,6 +148,12 @@ def serve(device: str) -> None:
             answer = worker.do(Path(task["population"]), task["index"])
         except RumfastError as error:
             answer = {"status": "error", "kind": type(error).__name__, "message": str(error)}
+        except Exception as error:  # out of memory, say: trying again would not help, and a traceback neither
+            answer = {
+                "status": "error",
+                "kind": "PartialError",
+                "message": f"{type(error).__name__}: {error}",
+            }
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -16,13 +16,25 @@ BANDS = {
     "accuracy_retain": (0.985, 1.0), "accuracy_test": (0.935, 0.956), "mia": (0.4, 0.49),
 }  # fmt: skip
 PLANS = [  # name, steps, cost, wall seconds, one mean per metric in the order above
-    ("none", "none", 0.0, 0.0, (0.531, 0.512, 1.0, 1.0, 0.948, 0.02)),
-    ("finetune", "finetune", 0.31, 3.1, (0.784, 0.77, 0.741, 0.998, 0.944, 0.26)),
-    ("neggrad_plus", "neggrad_plus", 0.27, 2.7, (0.87, 0.842, 0.62, 0.972, 0.927, 0.33)),
-    ("salun", "salun", 0.34, 3.4, (0.915, 0.88, 0.586, 0.984, 0.938, 0.36)),
-    ("rum", "none → finetune → salun", 0.29, 2.9, (0.96649, 0.941, 0.551, 0.9962, 0.9465, 0.44)),
-    ("rum-shuffle", "none → finetune → salun", 0.29, 2.9, (0.832, 0.8, 0.69, 0.991, 0.94, 0.3)),
-    ("retrain", "retrain", 1.0, 10.1, (0.97, 0.95, 0.54, 0.999, 0.945, 0.45)),
+    ("none", "all: none", 0.0, 0.0, (0.531, 0.512, 1.0, 1.0, 0.948, 0.02)),
+    ("finetune", "all: finetune(lr=0.1)", 0.31, 3.1, (0.784, 0.77, 0.741, 0.998, 0.944, 0.26)),
+    ("neggrad_plus", "all: neggrad_plus(epochs=2)", 0.27, 2.7, (0.87, 0.842, 0.62, 0.972, 0.927, 0.33)),
+    ("salun", "all: salun", 0.34, 3.4, (0.915, 0.88, 0.586, 0.984, 0.938, 0.36)),
+    (
+        "rum",
+        "low: none > mid: finetune(lr=0.1) > high: salun",
+        0.29,
+        2.9,
+        (0.96649, 0.941, 0.551, 0.9962, 0.9465, 0.44),
+    ),
+    (
+        "rum-shuffle",
+        "low: none > mid: finetune > high: salun",
+        0.29,
+        2.9,
+        (0.832, 0.8, 0.69, 0.991, 0.94, 0.3),
+    ),
+    ("retrain", "all: retrain", 1.0, 10.1, (0.97, 0.95, 0.54, 0.999, 0.945, 0.45)),
 ]
 
 

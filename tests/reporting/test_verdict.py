@@ -2,6 +2,7 @@
 
 import pytest
 
+from rumfast.plans import parse_plan
 from rumfast.reporting.verdict import cautions, is_steps, verdict
 
 
@@ -63,7 +64,10 @@ def test_few_oracles_one_seed_and_divergence_are_said(result):
     assert [caution.split()[0] for caution in cautions(result)] == ["One", "The", "3"]
 
 
-@pytest.mark.parametrize("steps", ["retrain", ["retrain"], "none → none", "none, none"])
-def test_steps_may_be_text_or_list(steps):
-    assert is_steps({"steps": steps}, "retrain") != is_steps({"steps": steps}, "none")
-    assert not is_steps({"steps": None}, "none") and not is_steps({"steps": "none → salun"}, "none")
+def test_steps_are_recognised_as_plans_write_them():
+    for algorithm in ("none", "retrain"):
+        steps = " > ".join(map(str, parse_plan(f"low: {algorithm} > high: {algorithm}")))
+        assert is_steps({"steps": steps}, algorithm)
+        assert is_steps({"steps": str(parse_plan(algorithm)[0])}, algorithm)
+    assert not is_steps({"steps": "low: none > high: finetune(lr=0.1)"}, "none")
+    assert not is_steps({}, "none")
