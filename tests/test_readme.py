@@ -1,5 +1,6 @@
 """README says what is: its script runs, its commands parse, its tables are those of the committed records."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results" / "amd-epyc-2core"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -50,7 +52,32 @@ def test_tables_are_those_of_the_records():
     from rumfast.bench.readme import render
 
     assert README.count("<!-- record:") == README.count("<!-- end -->") == 3
-    assert render(README, ROOT / "bench" / "results") == README
+    assert render(README, RESULTS.parent) == README
+
+
+FAMILIES = {
+    "finetune": "v-finetune",
+    "finetune+rum-f": "f-finetune",
+    "neggrad+": "v-neggrad",
+    "neggrad+rum-f": "f-neggrad",
+    "salun": "v-salun",
+    "salun+rum-f": "f-salun",
+    "salun+shuffle": "s-salun",
+    "rum": "m-",
+}
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10-small"])
+def test_shipped_plans_won_their_family_in_the_tuning_record(name):
+    from rumfast.config import load_recipe, parse_recipe
+
+    record = json.loads((RESULTS / f"{name}-tuning.json").read_text())
+    tried = {plan.name: plan for plan in parse_recipe(record["config_toml"], name).plans}
+    tow = {plan["name"]: plan["metrics"]["tow"]["mean"] for plan in record["plans"]}
+    shipped = {plan.name: plan for plan in load_recipe(f"{name}.toml").plans}
+    for plan, family in FAMILIES.items():
+        best = max((candidate for candidate in tried if candidate.startswith(family)), key=tow.__getitem__)
+        assert (shipped[plan].steps, shipped[plan].refine) == (tried[best].steps, tried[best].refine), best
 
 
 @pytest.mark.slow
