@@ -217,11 +217,11 @@ def test_a_run_whose_data_moved_goes_on(unbroken, recipe, tmp_path):
 @pytest.mark.parametrize(("field", "value"), [("label_noise", 0.2), ("source", "digits"), ("seed", 3)])
 def test_a_pack_of_another_origin_is_refused(field, value, tmp_path, monkeypatch):
     """The recipe's source is compared with what the folder was packed from, not packed over it."""
-    from rumfast.pipeline import stages
+    from rumfast.pipeline import context
 
     origin = {"source": "npz:a.npz", "label_noise": 0.1, "seed": 0}
     (tmp_path / "dataset.json").touch()
-    monkeypatch.setattr(stages, "dataset_info", lambda path: origin)
+    monkeypatch.setattr(context, "dataset_info", lambda path: origin)
     chosen = make_recipe(str(tmp_path), data=origin | {field: value})
     with pytest.raises(MismatchError, match=f"packed with {field} {origin[field]}, the recipe says {value}"):
         Run(chosen, tmp_path / "run", None, "cpu").data  # noqa: B018

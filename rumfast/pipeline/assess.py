@@ -28,7 +28,7 @@ from rumfast.store import read_json, read_npz
 from rumfast.sweeps import Population
 
 if TYPE_CHECKING:
-    from rumfast.pipeline.stages import Run
+    from rumfast.pipeline.context import Context
 
 EXAMPLES_SHOWN = 20  # most, and least, memorized images in the report
 
@@ -119,7 +119,7 @@ def metric_definitions() -> dict[str, dict[str, Any]]:
     }
 
 
-def summarize(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
+def summarize(run: "Context") -> tuple[dict[str, Any], dict[str, Any]]:
     """The evaluation of a run: what is reproducible bit for bit, and the timings, which are not."""
     settings, seeds = run.recipe.evaluate, run.recipe.evaluate.seeds
 
@@ -158,7 +158,7 @@ def summarize(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
     return summary, timing
 
 
-def entanglement_of(run: "Run") -> dict[str, float]:
+def entanglement_of(run: "Context") -> dict[str, float]:
     """Entanglement score of the forget set and of each group with the retain set, in original 0."""
     train = run.recipe.train
     model = build_model(train.arch, len(run.data.classes), width=train.width, stem_stride=train.stem_stride)
@@ -171,7 +171,7 @@ def entanglement_of(run: "Run") -> dict[str, float]:
     return {name: entanglement_score(retain_RD, embedding_ND[ids]) for name, ids in sets.items()}
 
 
-def describe(run: "Run") -> dict[str, Any]:
+def describe(run: "Context") -> dict[str, Any]:
     """What was forgotten from what, and how."""
     data, recipe, groups = run.data, run.recipe, run.groups()
     scores = run.memorization
@@ -242,7 +242,7 @@ def merge_timing(summary: dict[str, Any], timing: dict[str, Any], command: str) 
     }
 
 
-def report_images(run: "Run") -> dict[str, Any]:
+def report_images(run: "Context") -> dict[str, Any]:
     """Memorization of all training examples, and the images at its ends."""
     scores, data, n = run.memorization, run.data, len(run.data)
     forget_mask_N, flipped_mask_N = np.zeros(n, bool), np.zeros(n, bool)
