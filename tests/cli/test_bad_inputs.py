@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from rumfast.store import read_npz
+
 N, CLASSES = 65, 3  # N mod batch size (64) is 1
 
 RECIPE = """
@@ -114,6 +116,5 @@ def test_whole_class_ragged_batch_and_absent_class_give_a_result(rumfast, tmp_pa
     recipe = recipe_file(tmp_path, arrays(), "class:2")
     outcome = rumfast("evaluate", recipe, "--out", tmp_path / "run", "--workers", 1, "--json")
     assert outcome.code == 0, outcome.stderr
-    split = np.load(tmp_path / "run" / "forget" / "split.npz")
-    assert split["forget"].tolist() == list(range(2, N, 3))
+    assert read_npz(tmp_path / "run" / "forget" / "split.npz")["forget"].tolist() == list(range(2, N, 3))
     assert '"accuracy_forget"' in outcome.stdout
