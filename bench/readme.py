@@ -10,12 +10,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rumfast.bench import table
 from rumfast.errors import MismatchError
+from rumfast.evaluation import t_interval
 from rumfast.store import read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- record: (?P<file>[\w./-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+HEADLINE = ("tow", "tow_mia")
+PAIRS = (
+    ("rum", "salun"),
+    ("rum", "finetune"),
+    ("rum", "neggrad+"),
+    ("rum+final", "rum"),
+    ("salun+rum-f", "salun"),
+    ("salun+rum-f", "salun+shuffle"),
+    ("finetune+rum-f", "finetune"),
+    ("neggrad+rum-f", "neggrad+"),
+)
 METRICS = ("tow", "tow_mia", "accuracy_forget", "accuracy_retain", "accuracy_test", "mia")
 
 
@@ -41,6 +55,7 @@ def evaluation_table(record: Mapping[str, Any]) -> str:
         f"{record['bands'][metric]['low']:.3f} – {record['bands'][metric]['high']:.3f}" for metric in METRICS
     ]
     lines.append(f"| *retrained* | {' | '.join(bands)} | 100% |")
+    lines += ["", *_differences(record)]
     machine = record["environment"]
     where = machine["gpu"] or machine["cpu"]
     lines += [
@@ -50,6 +65,27 @@ def evaluation_table(record: Mapping[str, Any]) -> str:
         f"{where}, torch {machine['torch']}, commit {machine['commit']}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _differences(record: Mapping[str, Any]) -> list[str]:
+    """Rows of paired differences between plans; bold where the 95 % t-interval over seeds excludes zero."""
+    values = {
+        plan["name"]: {metric: np.array(plan["metrics"][metric]["values"]) for metric in HEADLINE}
+        for plan in record["plans"]
+    }
+    rows = ["| difference | ToW | ToW-MIA |", "|---|---:|---:|"]
+    for one, other in PAIRS:
+        if one in values and other in values:
+            cells = [_difference(values[one][metric] - values[other][metric]) for metric in HEADLINE]
+            rows.append(f"| `{one}` − `{other}` | {' | '.join(cells)} |")
+    return rows
+
+
+def _difference(difference: np.ndarray) -> str:
+    mean, low, high, _ = t_interval(difference.tolist())
+    if low is None or high is None:
+        return f"{mean:+.3f}"
+    return f"**{mean:+.3f}** ± {mean - low:.3f}" if low > 0 or high < 0 else f"{mean:+.3f} ± {mean - low:.3f}"
 
 
 def _cell(metric: Mapping[str, Any]) -> str:
