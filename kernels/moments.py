@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+CHUNK = 512  # points converted to float64 at a time, so that they stay in the cache
+
 
 class Moments(NamedTuple):
     """Sufficient statistics of G groups of D-dimensional points, in float64."""
@@ -41,11 +43,23 @@ def moments(embedding_ND: Tensor, group_N: Tensor, groups: int) -> Moments:
             f"moments: groups span {int(group_N.min())}..{int(group_N.max())}, expected 0..{groups - 1}"
         )
     count_G = torch.bincount(group_N, minlength=groups)
-    by_group_ND = embedding_ND[group_N.argsort(stable=True)]
     mean_GD = embedding_ND.new_zeros(groups, embedding_ND.shape[1], dtype=torch.float64)
     scatter_G = embedding_ND.new_zeros(groups, dtype=torch.float64)
-    for group, points in enumerate(by_group_ND.split(count_G.tolist())):
-        if len(points):
-            mean_GD[group] = points.mean(0, dtype=torch.float64)
-            scatter_G[group] = (points.double() - mean_GD[group]).square_().sum()
+    for group, ids in enumerate(group_N.argsort(stable=True).split(count_G.tolist())):
+        if len(ids):
+            mean_GD[group], scatter_G[group] = _one_group(embedding_ND, ids)
     return Moments(count_G, mean_GD, scatter_G)
+
+
+def _one_group(embedding_ND: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """One pass around a pilot p: mean = p + Σ(x−p)/n, scatter = Σ‖x−p‖² − ‖Σ(x−p)‖²/n.
+
+    The pilot is one of the points, so that nothing cancels when they lie far from the origin.
+    """
+    pilot_D = embedding_ND[ids[0]].double()
+    total_D, squares = torch.zeros_like(pilot_D), pilot_D.new_zeros(())
+    for chunk in ids.split(CHUNK):
+        offset = embedding_ND.index_select(0, chunk).double().sub_(pilot_D)
+        total_D += offset.sum(0)
+        squares += torch.dot(offset.view(-1), offset.view(-1))
+    return pilot_D + total_D / len(ids), squares - total_D.square().sum() / len(ids)
