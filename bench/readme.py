@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from rumfast.bench import table
 from rumfast.errors import MismatchError
 from rumfast.evaluation import t_interval
 from rumfast.store import read_json, write_text
@@ -41,7 +40,23 @@ def render(text: str, results: Path) -> str:
 def _table(record: Mapping[str, Any]) -> str:
     if record["schema"].startswith("rumfast/evaluation/"):
         return evaluation_table(record)
-    return table(record).rstrip("\n") + "\n"
+    return throughput_table(record)
+
+
+def throughput_table(record: Mapping[str, Any]) -> str:
+    """Markdown table of a benchmark record: the ratio to each peer, p20 to p80 behind it."""
+    rows = ["| case | peer | ratio |", "|---|---|---:|"]
+    for case in record["cases"]:
+        for peer, ratio in case["ratio"].items():
+            low, high = case["spread"][peer]
+            rows.append(f"| {case['name']} | {peer} | {ratio:.2f} ({low:.2f}–{high:.2f}) |")
+    machine = record["environment"]
+    rows += [
+        "",
+        f"{machine['gpu'] or machine['cpu']}, {record['threads']} torch threads, torch "
+        f"{machine['torch']}, commit {record['commit']}; shapes and times are in the record.",
+    ]
+    return "\n".join(rows) + "\n"
 
 
 def evaluation_table(record: Mapping[str, Any]) -> str:
