@@ -16,7 +16,7 @@ test_examples = 50
 [train]
 arch = "resnet8"
 width = 4
-epochs = 10
+epochs = 40
 precision = "fp32"
 [forget]
 request = "random:10"
@@ -29,13 +29,23 @@ oracles = 3
 """
 
 
+def hear_interrupts():
+    """A shell without job control starts its background jobs deaf to Ctrl-C, and they pass that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_exits_130_without_leftovers_and_resumes(number, tmp_path):
     (tmp_path / "recipe.toml").write_text(RECIPE)
     command = [sys.executable, "-m", "rumfast.cli", "train", "recipe.toml", "--out", "run", "--workers", "1"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run/original/000").exists():
