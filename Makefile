@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CIFAR10 := cifar10
 RESULTS := bench/results/amd-epyc-2core
 APT := env DEBIAN_FRONTEND=noninteractive apt-get
 SYSTEM := g++ pkg-config libopencv-dev libturbojpeg0-dev
@@ -25,11 +26,14 @@ $(VENV)/ready: pyproject.toml | system
 	touch $@
 
 # Measure everything README shows on this machine (half an hour on two cores), and write it there.
-records: $(VENV)/ready
+records: $(VENV)/ready data/cifar10/dataset.json
 	mkdir -p $(RESULTS)
 	for recipe in digits digits-tuning cifar10-small cifar10-small-tuning; do \
 		$(BIN)/rumfast run $$recipe.toml --out runs/records/$$recipe --json > $(RESULTS)/$$recipe.json || exit; done
 	$(BIN)/rumfast bench all --save $(RESULTS)/bench.json
+
+data/cifar10/dataset.json: | $(VENV)/ready
+	$(BIN)/rumfast data pack $(CIFAR10) --out data/cifar10
 
 readme: $(VENV)/ready
 	$(BIN)/python -m rumfast.bench.readme
