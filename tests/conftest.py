@@ -1,7 +1,12 @@
 """What many tests share: a small digits data set, packed and not, and a recipe that trains in a second."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, hence before they are imported
 
 from rumfast import TrainConfig, load_dataset
 from rumfast.data import pack

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from rumfast.kernels.margins import margins
+from rumfast.kernels import margins as module
+from rumfast.kernels.margins import OUTPUTS, WIDEST, margins, reference
 
 mpmath.mp.dps = 60
 
@@ -18,7 +19,7 @@ def truth(logits, label):
     return margin, z[label] - max(others), -mpmath.log(p), p
 
 
-def cases():
+def extreme_logits():
     rng = np.random.default_rng(0)
     ends = np.array([80, -80, 1e-3, -1e-3], np.float32)
     for classes in (2, 3, 4, 10, 37, 100):
@@ -32,7 +33,7 @@ def cases():
 
 
 def test_all_quantities_agree_with_sixty_digits():
-    for logits, label in cases():
+    for logits, label in extreme_logits():
         ours = margins(torch.from_numpy(logits), torch.from_numpy(label))
         for n in range(len(label)):
             margin, hard, loss, p = truth(logits[n], label[n])
@@ -45,13 +46,14 @@ def test_all_quantities_agree_with_sixty_digits():
             assert ours.confidence[n].item() == pytest.approx(float(p), rel=2 * slack + 1e-6)
 
 
-def test_margin_of_a_memorized_example_keeps_all_its_digits():
+def test_margin_of_a_memorized_example_keeps_all_its_digits(device):
     # p_y = 1 − 9e−35 rounds to 1: log(p/(1−p)), or lse_all − exp(z_y), would give infinity.
     logits = torch.full((1, 10), -40.0)
     logits[0, 4] = 40.0
-    found = margins(logits, torch.tensor([4]))
-    assert found.margin.item() == pytest.approx(80 - np.log(9), rel=1e-6)
-    assert found.loss.item() == pytest.approx(9 * np.exp(-80), rel=1e-4)
+    label = torch.tensor([4])
+    for found in (margins(logits, label), margins(logits.to(device), label.to(device), backend="triton")):
+        assert found.margin.item() == pytest.approx(80 - np.log(9), rel=1e-6)
+        assert found.loss.item() == pytest.approx(9 * np.exp(-80), rel=1e-4, abs=0)
 
 
 def test_hand_worked():
@@ -96,7 +98,8 @@ def test_members_are_independent_rows():
     for i in range(2):
         for m in range(3):
             alone = margins(logits_MNC[i, m], label)
-            assert all(torch.equal(a[i, m], b) for a, b in zip(together, alone, strict=True))
+            for a, b in zip(together, alone, strict=True):
+                torch.testing.assert_close(a[i, m], b, rtol=1e-6, atol=1e-6)
 
 
 def test_bf16_logits_are_computed_in_float32():
@@ -110,6 +113,7 @@ def test_bf16_logits_are_computed_in_float32():
 
 def test_no_examples_and_one():
     assert margins(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)).margin.shape == (0,)
+    assert margins(torch.zeros(3, 0, 5), torch.zeros(0, dtype=torch.int64)).correct.shape == (3, 0)
     assert margins(torch.zeros(1, 2), torch.tensor([1])).margin.tolist() == [0.0]
 
 
@@ -134,3 +138,148 @@ def test_the_input_is_left_alone():
 def test_what_cannot_be_meant(shape, label, message):
     with pytest.raises(ValueError, match=message):
         margins(torch.zeros(shape), torch.tensor(label))
+
+
+def draw(*shape, scale=4.0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(sum(shape))
+    logits = (scale * torch.randn(*shape, generator=generator)).to(dtype)
+    return logits, torch.randint(shape[-1], shape[-2:-1], generator=generator)
+
+
+def with_infinities():
+    logits, label = draw(6, 5)
+    logits[0, (label[0] + 1) % 5] = -torch.inf  # a class that is ruled out
+    logits[1] = torch.where(torch.arange(5) == label[1], 1.0, -torch.inf)  # all others are
+    logits[2, label[2]] = -torch.inf  # the label is
+    return logits, label
+
+
+def ties():
+    logits = torch.zeros(6, 4)
+    logits[3:, 1:3] = 2.0
+    return logits, torch.tensor([0, 1, 3, 1, 2, 0])
+
+
+def wide_ties():
+    logits = torch.zeros(3, WIDEST + 9)
+    logits[:, [3, WIDEST + 2, WIDEST + 5]] = 2.0
+    return logits, torch.tensor([3, WIDEST + 2, 4])
+
+
+CASES = {
+    "one row of two classes": lambda: draw(1, 2),
+    "ragged last block of rows": lambda: draw(67, 10),
+    "members": lambda: draw(3, 7, 10),
+    "members of members": lambda: draw(2, 2, 5, 3),
+    "ragged classes": lambda: draw(9, 37),
+    "a power of two": lambda: draw(5, 64),
+    "whole row in registers": lambda: draw(3, WIDEST),
+    "one class more than fits": lambda: draw(2, WIDEST + 1),
+    "three blocks of classes": lambda: draw(2, 3, 2 * WIDEST + 5),
+    "huge logits": lambda: draw(40, 10, scale=80.0),
+    "far from zero": lambda: (draw(20, 10)[0] + 300, draw(20, 10)[1]),
+    "overflowing sums": lambda: (draw(20, 10)[0] - 500, draw(20, 10)[1]),
+    "infinite logits": with_infinities,
+    "ties": ties,
+    "ties between blocks of classes": wide_ties,
+    "near-duplicate rows": lambda: (draw(1, 10)[0] + 1e-6 * draw(8, 10)[0], draw(8, 10)[1]),
+    "bf16": lambda: draw(33, 10, dtype=torch.bfloat16),
+    "fp16": lambda: draw(33, 100, dtype=torch.float16),
+    "transposed": lambda: (draw(10, 33)[0].t(), draw(33, 10)[1]),
+    "every other row and class": lambda: (draw(20, 22)[0][::2, ::2], draw(10, 11)[1]),
+    "one row for all": lambda: (draw(1, 10)[0].expand(12, 10), draw(12, 10)[1]),
+    "one member for all": lambda: (draw(6, 10)[0].expand(4, 6, 10), draw(6, 10)[1]),
+    "empty": lambda: draw(0, 10),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_three_ways_agree(case, device):
+    logits, label = CASES[case]()
+    exact = reference(logits.double(), label)
+    plain = reference(logits.float(), label)
+    triton = margins(logits.to(device), label.to(device), backend="triton")
+    for name, truth, slack, cpu, gpu in zip(
+        OUTPUTS, exact, plain, margins(logits, label), triton, strict=True
+    ):
+        assert cpu.shape == gpu.shape == truth.shape == logits.shape[:-1]
+        if name == "correct":
+            assert torch.equal(cpu, truth) and torch.equal(gpu.cpu(), truth)
+            continue
+        own_error = (
+            (slack.double() - truth).nan_to_num(posinf=0, neginf=0).abs().max() if label.numel() else 0
+        )
+        for found in (cpu, gpu.cpu()):
+            torch.testing.assert_close(
+                found.double(), truth, rtol=1e-6, atol=2 * float(own_error) + 4e-7, equal_nan=True, msg=name
+            )
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_any_subset_is_that_part_of_the_whole(name, device):
+    logits, label = draw(50, 10)
+    logits[7] *= 40  # a row whose sum of exponentials needs its maximum subtracted
+    whole = margins(logits, label)
+    for found in (
+        margins(logits, label, (name,)),
+        margins(logits.to(device), label.to(device), (name,), backend="triton"),
+        margins(logits, label, (name,), backend="torch"),
+    ):
+        assert [value is not None for value in found] == [other == name for other in OUTPUTS]
+        slack = {"rtol": 1e-5, "atol": 4e-6}
+        torch.testing.assert_close(getattr(found, name).cpu(), getattr(whole, name), **slack)
+
+
+def test_labels_out_of_range_give_nan_on_a_gpu_and_are_not_correct(device):
+    found = margins(torch.zeros(3, 4).to(device), torch.tensor([-1, 4, 2]).to(device), backend="triton")
+    assert found.margin.isnan().tolist() == [True, True, False]
+    assert found.correct.tolist() == [False, False, False]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_row_with_nan_is_nan_throughout_and_not_correct(name, device):
+    logits = torch.tensor([[torch.nan, 1.0, 2.0], [3.0, torch.nan, 1.0], [1.0, 0.0, 0.0]])
+    label = torch.tensor([0, 0, 0])
+    for found in (
+        margins(logits, label, (name,)),
+        margins(logits, label, OUTPUTS),
+        margins(logits.to(device), label.to(device), backend="triton"),
+    ):
+        lost = ~getattr(found, name) if name == "correct" else getattr(found, name).isnan()
+        assert lost.tolist() == [True, True, False]
+
+
+def test_blocks_of_a_chunked_pass_meet(monkeypatch):
+    logits, label = draw(101, 10)
+    whole = margins(logits, label)
+    monkeypatch.setattr(module, "SCRATCH", 70)
+    for a, b in zip(margins(logits, label), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_row_offsets_beyond_two_to_the_31(device, sparse):
+    stride = 1 << 29
+    logits = sparse(4 * stride + 3, torch.float16).as_strided((5, 3), (stride, 1))
+    label = torch.arange(5, device=device) % 3
+    logits.copy_(draw(5, 3)[0])
+    found = margins(logits, label, ("margin",), backend="triton").margin
+    torch.testing.assert_close(found, reference(logits.float(), label).margin)
+
+
+def test_operator_keeps_its_promises():
+    logits, label = draw(2, 5, 3)
+    for outputs in (1, 0b1000001, 0b1111111):
+        torch.library.opcheck(torch.ops.rumfast.margins.default, (logits, label, outputs))
+
+
+def test_compiles_into_one_graph():
+    logits, label = draw(5, 3)
+    compiled = torch.compile(lambda z, y: margins(z, y).margin * 2, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, label), margins(logits, label).margin * 2)
+
+
+def test_unknown_outputs_are_refused():
+    with pytest.raises(ValueError, match=r"got \['margins'\], expected some of margin, hard_margin"):
+        margins(torch.zeros(1, 2), torch.tensor([0]), ("margins",))
+    with pytest.raises(ValueError, match=r"got \[\]"):
+        margins(torch.zeros(1, 2), torch.tensor([0]), ())
