@@ -227,19 +227,25 @@ def shifted(z: Tensor, flat: Tensor, scratch: Tensor, with_moment: bool) -> Stat
     Powers of two, because torch's exp2 takes a quarter of the time of its exp.
     """
     offset, weight = scratch
-    ones = z.new_ones(z.shape[1])
     own = z.view(-1).index_select(0, flat)
     offset.copy_(z).view(-1).index_fill_(0, flat, -torch.inf)
     best = offset.amax(1)
     shift = torch.where(best.isinf(), 0.0, best)
     torch.mul(offset.sub_(shift[:, None]), LOG2_E, out=weight).exp2_()
-    total = torch.mv(weight, ones)
+    total = _row_sums(weight)
     margin = own - shift - total.log()
     if not with_moment:
         return Statistics(own, margin, best, total)
     # 0 · −∞ would be NaN.
-    moment = torch.mv(weight.mul_(offset.clamp_(min=torch.finfo(z.dtype).min)), ones)
+    moment = _row_sums(weight.mul_(offset.clamp_(min=torch.finfo(z.dtype).min)))
     return Statistics(own, margin, best, total, moment)
+
+
+def _row_sums(weight: Tensor) -> Tensor:
+    """Sum along short rows by a product, a third of the time; along long ones pairwise, at less error."""
+    if weight.shape[1] < 64:
+        return torch.mv(weight, weight.new_ones(weight.shape[1]))
+    return weight.sum(1)
 
 
 def _unshifted(z: Tensor, flat: Tensor, scratch: Tensor, with_best: bool) -> Statistics:
@@ -252,7 +258,7 @@ def _unshifted(z: Tensor, flat: Tensor, scratch: Tensor, with_best: bool) -> Sta
         weight.mul_(LOG2_E).exp2_()
     else:
         torch.mul(z, LOG2_E, out=weight).exp2_().view(-1).index_fill_(0, flat, 0.0)
-    total = torch.mv(weight, z.new_ones(z.shape[1]))
+    total = _row_sums(weight)
     low, high = total.aminmax()
     margin = own - total.log()
     if not (low > 1 / SAFE_SUM and high < SAFE_SUM):

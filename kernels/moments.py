@@ -1,65 +1,283 @@
-"""Count, mean and scatter of embeddings per group.
+"""Count, mean and scatter of embeddings per group, in one pass.
 
-count_g = |{i : g_i = g}|,  mean_g = Σ x_i / count_g,  scatter_g = Σ ‖x_i − mean_g‖².
+    count_g = |{i : g_i = g}|,  mean_g = Σ x_i / count_g,  scatter_g = Σ ‖x_i − mean_g‖²
+
+Each block of points is reduced around a pilot p near its group, so that nothing cancels far from the origin:
+mean = p + Σ(x−p)/n, scatter = Σ‖x−p‖² − ‖Σ(x−p)‖²/n. Blocks are float32 (float64 for float64 points),
+and are added in float64 and in a fixed order.
 """
 
-from typing import NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-CHUNK = 512  # points converted to float64 at a time, so that they stay in the cache
+from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, tl
+
+CHUNK = 1 << 18  # values per block on a CPU: 1 MB of float32, which the caches of two cores hold
+PILOT = 64  # points whose mean is the pilot on a CPU: one alone may be an outlier
 
 
 class Moments(NamedTuple):
-    """Sufficient statistics of G groups of D-dimensional points, in float64."""
+    """Sufficient statistics of G groups of D-dimensional points, in float64 (the counts in int64)."""
 
     count_G: Tensor
     mean_GD: Tensor
     scatter_G: Tensor  # sum, not mean, of squared distances to the group's mean
 
 
-def moments(embedding_ND: Tensor, group_N: Tensor, groups: int) -> Moments:
+def reference_moments(embedding_ND: Tensor, group_N: Tensor | None, groups: int) -> Moments:
+    """The formulas as written, in two passes."""
+    x_ND = embedding_ND.to(exact_dtype(embedding_ND))
+    if group_N is None:
+        group_N = torch.zeros(len(x_ND), dtype=torch.int64, device=x_ND.device)
+    count_G = torch.bincount(group_N, minlength=groups)
+    total_GD = x_ND.new_zeros(groups, x_ND.shape[1]).index_add_(0, group_N, x_ND)
+    mean_GD = total_GD / count_G.clamp(min=1)[:, None]
+    square_N = (x_ND - mean_GD[group_N]).square().sum(1)
+    scatter_G = x_ND.new_zeros(groups).index_add_(0, group_N, square_N)
+    return Moments(count_G, mean_GD.double(), scatter_G.double())
+
+
+def exact_dtype(embedding_ND: Tensor) -> torch.dtype:
+    """What points are computed in: float32, or float64 for float64."""
+    return torch.promote_types(embedding_ND.dtype, torch.float32)
+
+
+@jit
+def _tiles_kernel(
+    x, point_stride, value_stride, order, bound, tile_start, tile_group, total, square, groups, width,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Σ(x−p), p the group's first point, and the scatter of one group's tile of points, along coordinates."""
+    tile = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    group = tl.load(tile_group + tile)
+    if group < groups:
+        start, stop = tl.load(bound + group), tl.load(bound + group + 1)
+        first = start + (tile - tl.load(tile_start + group)) * BLOCK_N
+        row = first + tl.arange(0, BLOCK_N)
+        real = (row < stop)[:, None] & (column < width)[None, :]
+        if order is not None:
+            row = tl.load(order + row, row < stop, other=0)
+            start = tl.load(order + start)
+        offset = column.to(tl.int64) * value_stride
+        pilot = tl.load(x + start * point_stride + offset, column < width, other=0).to(EXACT)
+        values = tl.load(x + row[:, None] * point_stride + offset[None, :], real, other=0).to(EXACT)
+        around_pilot = tl.where(real, values - pilot[None, :], 0)
+        sums = tl.sum(around_pilot, 0)
+        around_mean = around_pilot - (sums / tl.minimum(stop - first, BLOCK_N).to(EXACT))[None, :]
+        squares = tl.sum(tl.where(real, around_mean * around_mean, 0), 0)
+        tl.store(total + tile * width + column, sums, column < width)
+        tl.store(square + tile * width + column, squares, column < width)
+
+
+@jit
+def _merge_kernel(
+    x, point_stride, value_stride, order, bound, tile_start, total, square, mean, scatter, width,
+    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Add up a group's tiles, BLOCK_T at a time: its mean, and its scatter along each coordinate."""
+    group = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = column < width
+    start, stop = tl.load(bound + group), tl.load(bound + group + 1)
+    first, last = tl.load(tile_start + group), tl.load(tile_start + group + 1)
+    sums = tl.zeros((BLOCK_D,), tl.float64)
+    squares = tl.zeros((BLOCK_D,), tl.float64)
+    for block in tl.range(first, last, BLOCK_T, num_stages=3):
+        tile = block + tl.arange(0, BLOCK_T)
+        real = (tile < last)[:, None] & inside[None, :]
+        at = tile[:, None] * width + column[None, :]
+        part = tl.load(total + at, real, other=0).to(tl.float64)
+        points = tl.maximum(tl.minimum(stop - start - (tile - first) * BLOCK_N, BLOCK_N), 1).to(tl.float64)
+        sums += tl.sum(part, 0)
+        squares += tl.sum(
+            tl.load(square + at, real, other=0).to(tl.float64) + part * part / points[:, None], 0
+        )
+    if order is not None:
+        pilot_row = tl.load(order + start, stop > start, other=0)
+    else:
+        pilot_row = start
+    address = x + pilot_row * point_stride + column.to(tl.int64) * value_stride
+    pilot = tl.load(address, column < tl.where(stop > start, width, 0), other=0).to(EXACT).to(tl.float64)
+    count = tl.maximum(stop - start, 1).to(tl.float64)
+    tl.store(mean + group * width + column, pilot + sums / count, inside)
+    tl.store(scatter + group * width + column, squares - sums * sums / count, inside)
+
+
+def meta(width: int, exact: torch.dtype) -> Meta:
+    """32 KB of values per program, at most 64 of a row."""
+    block_d = power_of_2(min(width, 64))
+    block_n = min(512, 32768 // exact.itemsize // block_d)
+    return {"BLOCK_N": block_n, "BLOCK_D": block_d, "num_warps": 8, "enable_fp_fusion": True}
+
+
+def _launch(embedding_ND: Tensor, group_N: Tensor | None, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    points, width = embedding_ND.shape
+    device, exact = embedding_ND.device, exact_dtype(embedding_ND)
+    blocks, triton_exact = meta(width, exact), triton_dtype(exact)
+    order, bound = None, torch.arange(2, device=device) * points
+    if group_N is not None:
+        ordered_N, order = group_N.sort(stable=True)
+        bound = torch.searchsorted(ordered_N, torch.arange(groups + 1, device=device))
+    tile_start = torch.nn.functional.pad(-(-bound.diff() // blocks["BLOCK_N"]).cumsum(0), (1, 0))
+    # As many tiles as could be needed: how many are is known on the device only.
+    tiles = points // blocks["BLOCK_N"] + groups
+    tile_group = torch.searchsorted(tile_start[1:], torch.arange(tiles, device=device), right=True)
+    total, square = embedding_ND.new_empty(2, tiles, width, dtype=exact)
+    mean_GD, scatter_GD = embedding_ND.new_empty(2, groups, width, dtype=torch.float64)
+    if width:
+        given = embedding_ND, *embedding_ND.stride(), order, bound, tile_start
+        _tiles_kernel[tiles, -(-width // blocks["BLOCK_D"])](
+            *given, tile_group, total, square, groups, width, EXACT=triton_exact, **blocks
+        )
+        _merge_kernel[groups, -(-width // 32)](
+            *given, total, square, mean_GD, scatter_GD, width,
+            EXACT=triton_exact, **(blocks | {"BLOCK_T": 64, "BLOCK_D": 32}),
+        )  # fmt: skip
+    return bound.diff(), mean_GD, scatter_GD.sum(1).clamp_(min=0)
+
+
+def triton_dtype(exact: torch.dtype) -> Any:
+    """Triton's name for float32 or float64."""
+    return tl.float64 if exact == torch.float64 else tl.float32
+
+
+@torch.library.custom_op("rumfast::moments", mutates_args=(), device_types="cpu")
+def _moments(embedding_ND: Tensor, group_N: Tensor | None, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    check_groups(group_N, groups)
+    width = embedding_ND.shape[1]
+    buffer = torch.empty(max(PILOT, CHUNK // max(1, width)), width, dtype=exact_dtype(embedding_ND))
+    mean_GD = torch.zeros(groups, width, dtype=torch.float64)
+    scatter_G = torch.zeros(groups, dtype=torch.float64)
+    count_G, order = torch.tensor([len(embedding_ND)]), None
+    if group_N is not None:
+        count_G = torch.bincount(group_N, minlength=groups)
+        if (group_N[1:] < group_N[:-1]).any():
+            order = group_N.argsort(stable=True)
+    stop = 0
+    for group, count in enumerate(count_G.tolist()):
+        start, stop = stop, stop + count
+        if count:
+            mean_GD[group], scatter_G[group] = _one_group(embedding_ND, order, start, stop, buffer)
+    return count_G, mean_GD, scatter_G
+
+
+def _one_group(
+    embedding_ND: Tensor, order: Tensor | None, start: int, stop: int, buffer: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and scatter of the points from ``start`` to ``stop`` in ``order``, offset into ``buffer``."""
+
+    def rows(first: int, size: int) -> Tensor:
+        end = min(first + size, stop)
+        return embedding_ND[first:end] if order is None else embedding_ND.index_select(0, order[first:end])
+
+    pilot_D = rows(start, PILOT).to(buffer.dtype).mean(0)
+    count, firsts = stop - start, range(start, stop, len(buffer))
+    total_KD, norm_N = buffer.new_empty(len(firsts), buffer.shape[1]), buffer.new_empty(count)
+    for k, first in enumerate(firsts):
+        points = rows(first, len(buffer))
+        offset = torch.sub(points, pilot_D, out=buffer[: len(points)])
+        torch.sum(offset, 0, out=total_KD[k])
+        # Row by row, because one long float32 dot product stagnates as it grows.
+        torch.linalg.vector_norm(offset, dim=1, out=norm_N[first - start : first - start + len(points)])
+    total_D = total_KD.double().sum(0)
+    scatter = norm_N.double().square_().sum() - total_D.square().sum() / count
+    return pilot_D.double() + total_D / count, scatter.clamp_(min=0)
+
+
+@_moments.register_kernel("cuda")
+def _(embedding_ND: Tensor, group_N: Tensor | None, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    return _launch(embedding_ND, group_N, groups)
+
+
+@_moments.register_fake
+def _(embedding_ND: Tensor, group_N: Tensor | None, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    mean_GD = embedding_ND.new_empty(groups, embedding_ND.shape[1], dtype=torch.float64)
+    return mean_GD.new_empty(groups, dtype=torch.int64), mean_GD, mean_GD.new_empty(groups)
+
+
+def check_groups(group_N: Tensor | None, groups: int) -> None:
+    """Raise ValueError unless all groups are in [0, groups)."""
+    if group_N is not None and group_N.numel():
+        low, high = (int(end) for end in group_N.aminmax())
+        if low < 0 or high >= groups:
+            raise ValueError(f"moments: groups span {low}..{high}, expected 0..{groups - 1}")
+
+
+def check_shapes(embedding_ND: Tensor, group_N: Tensor | None, groups: int) -> None:
+    """Raise ValueError unless points [N, D], their groups [N] or None, and the number of groups agree."""
+    shapes = [tuple(tensor.shape) for tensor in (embedding_ND, group_N) if tensor is not None]
+    if embedding_ND.ndim != 2 or shapes[1:] not in ([], [shapes[0][:1]]):
+        raise ValueError(
+            f"moments: embedding [N, D] and group [N] expected, got {' and '.join(map(str, shapes))}"
+        )
+    if not embedding_ND.is_floating_point() or (group_N is not None and group_N.dtype != torch.int64):
+        found = embedding_ND.dtype if group_N is None else f"{embedding_ND.dtype} and {group_N.dtype}"
+        raise ValueError(f"moments: floating-point embedding and int64 group expected, got {found}")
+    if groups < 1 or (group_N is None and groups != 1):
+        raise ValueError(f"groups: got {groups}, expected 1, or more together with the group of each point")
+
+
+def moments(
+    embedding_ND: Tensor, group_N: Tensor | None = None, groups: int = 1, *, backend: Backend = "auto"
+) -> Moments:
     """Reduce points to their groups' count, mean and scatter.
 
     Args:
         embedding_ND: [N, D] floating point.
-        group_N: [N] int64 in [0, groups).
-        groups: number of groups G; a group without points has mean and scatter 0.
+        group_N: [N] int64 in [0, groups); None puts all points into one group.
+        groups: number of groups G ≥ 1; a group without points has mean and scatter 0.
+        backend: see ``rumfast.kernels.backend``.
+
+    Returns:
+        ``Moments``; relative error of the scatter below 1e-6, and of float64's size for float64 points.
 
     Raises:
-        ValueError: shapes disagree or a group is out of range.
+        ValueError: shapes or dtypes disagree or a group is out of range. On CUDA, points of such a group are
+            left out instead.
 
-    >>> moments(torch.tensor([[0.0], [2.0]]), torch.tensor([0, 0]), 1).scatter_G.tolist()
+    >>> moments(torch.tensor([[0.0], [2.0]])).scatter_G.tolist()
     [2.0]
     """
-    if embedding_ND.ndim != 2 or group_N.shape != embedding_ND.shape[:1]:
-        raise ValueError(
-            f"moments: embedding [N, D] and group [N] expected, got {tuple(embedding_ND.shape)} "
-            f"and {tuple(group_N.shape)}"
-        )
-    if group_N.numel() and not (0 <= int(group_N.min()) and int(group_N.max()) < groups):
-        raise ValueError(
-            f"moments: groups span {int(group_N.min())}..{int(group_N.max())}, expected 0..{groups - 1}"
-        )
-    count_G = torch.bincount(group_N, minlength=groups)
-    mean_GD = embedding_ND.new_zeros(groups, embedding_ND.shape[1], dtype=torch.float64)
-    scatter_G = embedding_ND.new_zeros(groups, dtype=torch.float64)
-    for group, ids in enumerate(group_N.argsort(stable=True).split(count_G.tolist())):
-        if len(ids):
-            mean_GD[group], scatter_G[group] = _one_group(embedding_ND, ids)
-    return Moments(count_G, mean_GD, scatter_G)
+    check_shapes(embedding_ND, group_N, groups)
+    if pick_backend(backend, embedding_ND) == "torch":
+        check_groups(group_N, groups)
+        return reference_moments(embedding_ND, group_N, groups)
+    return Moments(*(_launch if backend == "triton" else _moments)(embedding_ND, group_N, groups))
 
 
-def _one_group(embedding_ND: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """One pass around a pilot p: mean = p + Σ(x−p)/n, scatter = Σ‖x−p‖² − ‖Σ(x−p)‖²/n.
+def merge(*parts: Moments) -> Moments:
+    """Moments of the union of disjoint sets of points, from theirs.
 
-    The pilot is one of the points, so that nothing cancels when they lie far from the origin.
+    scatter = Σ_k scatter_k + Σ_k n_k ‖mean_k − mean‖², two at a time (Chan, Golub & LeVeque 1979).
+
+    Args:
+        parts: moments of the same G groups and width D, on any devices.
+
+    Returns:
+        ``Moments`` on the first one's device, equal to those of all points at once but for rounding.
+
+    Raises:
+        ValueError: none given, or G or D differ.
+
+    >>> merge(moments(torch.tensor([[0.0]])), moments(torch.tensor([[2.0]]))).scatter_G.tolist()
+    [2.0]
     """
-    pilot_D = embedding_ND[ids[0]].double()
-    total_D, squares = torch.zeros_like(pilot_D), pilot_D.new_zeros(())
-    for chunk in ids.split(CHUNK):
-        offset = embedding_ND.index_select(0, chunk).double().sub_(pilot_D)
-        total_D += offset.sum(0)
-        squares += torch.dot(offset.view(-1), offset.view(-1))
-    return pilot_D + total_D / len(ids), squares - total_D.square().sum() / len(ids)
+    shapes = [tuple(part.mean_GD.shape) for part in parts]
+    if len(set(shapes)) != 1:
+        raise ValueError(f"merge: moments of one number of groups and one width expected, got {shapes}")
+    return reduce(_merge_two, parts)
+
+
+def _merge_two(left: Moments, right: Moments) -> Moments:
+    right = Moments(*(tensor.to(left.mean_GD.device) for tensor in right))
+    count_G = left.count_G + right.count_G
+    share_G = right.count_G / count_G.clamp(min=1).double()
+    gap_GD = right.mean_GD - left.mean_GD
+    between_G = gap_GD.square().sum(1) * left.count_G * share_G
+    return Moments(
+        count_G, left.mean_GD + gap_GD * share_G[:, None], left.scatter_G + right.scatter_G + between_G
+    )

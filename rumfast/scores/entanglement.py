@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rumfast.errors import DataError, UsageError
-from rumfast.kernels.moments import moments
+from rumfast.kernels.moments import merge, moments
 
 
 def entanglement_score(
@@ -39,10 +39,9 @@ def entanglement_score(
             f"entanglement: two non-empty sets of one width expected, got {tuple(retain_RD.shape)} "
             f"and {tuple(forget_FD.shape)}"
         )
-    group_N = torch.tensor([0, 1]).repeat_interleave(torch.tensor([len(retain_RD), len(forget_FD)]))
-    stats = moments(torch.cat([retain_RD, forget_FD]), group_N.to(retain_RD.device), 2)
-    weight_G = stats.count_G.double() / stats.count_G.sum() if center == "pooled" else torch.full((2,), 0.5)
-    centre_D = weight_G.to(stats.mean_GD) @ stats.mean_GD
-    within = (stats.scatter_G / stats.count_G).sum()
-    between = (stats.mean_GD - centre_D).square().sum(1).mean()
-    return float(within / between)
+    retain, forget = moments(retain_RD), moments(forget_FD)
+    both = merge(retain, forget)
+    mean_2D = torch.cat([retain.mean_GD, forget.mean_GD.to(both.mean_GD)])
+    centre_1D = both.mean_GD if center == "pooled" else mean_2D.mean(0, keepdim=True)
+    within = sum(float(part.scatter_G / part.count_G) for part in (retain, forget))
+    return float(within / (mean_2D - centre_1D).square().sum(1).mean())

@@ -1,4 +1,3 @@
-import mpmath
 import numpy as np
 import pytest
 import torch
@@ -6,11 +5,11 @@ import torch
 from rumfast.kernels import margins as module
 from rumfast.kernels.margins import OUTPUTS, WIDEST, margins, reference
 
-mpmath.mp.dps = 60
-
 
 def truth(logits, label):
     """Margin, hard margin, loss and confidence of one example in 60 digits."""
+    mpmath = pytest.importorskip("mpmath")
+    mpmath.mp.dps = 60
     z = [mpmath.mpf(float(value)) for value in logits]
     others = [value for c, value in enumerate(z) if c != label]
     margin = z[label] - mpmath.log(mpmath.fsum(mpmath.exp(value) for value in others))

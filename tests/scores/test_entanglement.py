@@ -71,10 +71,9 @@ def test_swapping_rotating_and_scaling_do_not_matter_and_separation_does():
 
 
 def test_float32_embeddings_far_from_the_origin_lose_nothing():
+    # Σ‖x‖² − n‖μ‖² in float32 would be off by several times the truth.
     retain, forget = (points.astype(np.float32) for points in clouds(offset=300.0))
-    assert score(retain, forget) == pytest.approx(
-        naive(retain.astype(float), forget.astype(float)), rel=1e-10
-    )
+    assert score(retain, forget) == pytest.approx(naive(retain.astype(float), forget.astype(float)), rel=3e-7)
 
 
 def test_coinciding_means_are_infinitely_entangled():
