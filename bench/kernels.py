@@ -1,181 +1,139 @@
-"""Kernels against the eager formulas in use elsewhere, and against torch.compile of them."""
+"""Kernels against the formulas in use elsewhere, and against torch.compile of them."""
 
 import shutil
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from itertools import cycle
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from rumfast.bench import peers
 from rumfast.bench.cases import OURS, case
 from rumfast.bench.setting import Setting
 from rumfast.bench.timing import Call, interleave, peak_megabytes
-from rumfast.kernels.margins import Margins, margins
-from rumfast.scores import entanglement_score
+from rumfast.bench.workloads import CASES, Function, Inputs, Kernel
 
-Function = Callable[..., Any]  # inputs → a tensor or number, or a tuple that begins with what is checked
-Inputs = tuple[Tensor, ...]
 ROTATION = 3  # sets of inputs, taken in turn
-BATCH = 256  # examples per batch of the research code's loaders
-CONFIDENT = 4.0  # standard deviation of logits, at which some examples are as confident as memorized ones
-
-
-class Kernel(NamedTuple):
-    """A kernel with its peers, all functions of the same inputs.
-
-    Attributes:
-        inputs: draws random inputs for a setting.
-        compiled: the peer that torch.compile gets as well.
-        exact: the formula that float64 inputs are put through for the truth.
-    """
-
-    inputs: Callable[[Setting, torch.Generator], Inputs]
-    ours: Function
-    peers: Mapping[str, Function]
-    compiled: Function
-    exact: Function
-
-
-def softmax_margins(logits_NC: Tensor, label_N: Tensor) -> Margins:
-    """All of ``margins`` by way of probabilities: logit(p_y) from the full softmax."""
-    own_N1 = label_N.unsqueeze(1)
-    confidence = logits_NC.softmax(1).gather(1, own_N1).squeeze(1)
-    others = logits_NC.scatter(1, own_N1, -torch.inf)
-    return Margins(
-        margin=confidence.logit(eps=torch.finfo(logits_NC.dtype).eps),
-        hard_margin=logits_NC.gather(1, own_N1).squeeze(1) - others.amax(1),
-        loss=cross_entropy(logits_NC, label_N, reduction="none"),
-        confidence=confidence,
-        correct=logits_NC.argmax(1) == label_N,
-    )
-
-
-def masked_margins(logits_NC: Tensor, label_N: Tensor) -> Margins:
-    """All of ``margins`` as TRAK writes it: a clone of the logits with −∞ at the label, then logsumexp."""
-    row_N = torch.arange(len(label_N), device=label_N.device)
-    own = logits_NC[row_N, label_N]
-    others = logits_NC.clone()
-    others[row_N, label_N] = -torch.inf
-    margin = own - others.logsumexp(1)
-    return Margins(
-        margin=margin,
-        hard_margin=own - others.amax(1),
-        loss=cross_entropy(logits_NC, label_N, reduction="none"),
-        confidence=margin.sigmoid(),
-        correct=logits_NC.argmax(1) == label_N,
-    )
-
-
-def batched_entanglement(retain_RD: Tensor, forget_FD: Tensor) -> Tensor:
-    """Entanglement as research code has it: one loop over batches for the means, another for the distances.
-
-    But for one thing: sums are exact, where research code averages the means of unequal batches.
-    """
-    sets = (retain_RD, forget_FD)
-    means = [sum(batch.sum(0) for batch in points.split(BATCH)) / len(points) for points in sets]
-    within = sum(
-        sum((batch - mean).norm(dim=1).square().sum() for batch in points.split(BATCH)) / len(points)
-        for points, mean in zip(sets, means, strict=True)
-    )
-    return _over_between(torch.as_tensor(within), sets, torch.stack(means))
-
-
-def whole_entanglement(retain_RD: Tensor, forget_FD: Tensor) -> Tensor:
-    """Entanglement in a few eager operations on the whole sets."""
-    sets = (retain_RD, forget_FD)
-    means = [points.mean(0) for points in sets]
-    within = [(points - mean).square().sum(1).mean() for points, mean in zip(sets, means, strict=True)]
-    return _over_between(torch.stack(within).sum(), sets, torch.stack(means))
-
-
-def _over_between(within: Tensor, sets: Inputs, mean_2D: Tensor) -> Tensor:
-    total = sum(len(points) for points in sets)
-    share_2 = torch.tensor([len(points) / total for points in sets]).to(mean_2D)
-    return within / (mean_2D - share_2 @ mean_2D).square().sum(1).mean()
-
-
-def logits_and_labels(setting: Setting, draw: torch.Generator, *, classes: int) -> Inputs:
-    """Random logits [N, C] and labels [N], of one size in bytes whatever C."""
-    count = setting.size(1 << 20, 1 << 22, 1 << 26) // classes
-    logits_NC = CONFIDENT * torch.randn(count, classes, generator=draw)
-    return logits_NC.to(setting.device), torch.randint(classes, (count,), generator=draw).to(setting.device)
-
-
-def embeddings(setting: Setting, draw: torch.Generator) -> Inputs:
-    """Random embeddings of a retain and a forget set, 15 to 1, whose means differ."""
-    forget, width = setting.size(512, 3000, 3000), 512
-    retain_RD = torch.randn(15 * forget, width, generator=draw)
-    return retain_RD.to(setting.device), (torch.randn(forget, width, generator=draw) + 0.1).to(setting.device)
-
-
-_MARGIN_PEERS = {"eager softmax": softmax_margins, "eager masked logsumexp": masked_margins}
-CASES = {
-    f"margins C={classes}": Kernel(
-        partial(logits_and_labels, classes=classes), margins, _MARGIN_PEERS, masked_margins, masked_margins
-    )
-    for classes in (10, 100)
-} | {
-    "entanglement": Kernel(
-        embeddings,
-        entanglement_score,
-        {"two passes over batches": batched_entanglement, "eager on whole sets": whole_entanglement},
-        whole_entanglement,
-        whole_entanglement,
-    ),
-}
+MOST_ON_CPU = 4e9  # bytes that a peer may take
 
 
 def cases(setting: Setting) -> list[dict[str, Any]]:
-    """Time every kernel of ``CASES`` beside its peers; at the copy rate, a kernel's inputs are read once."""
-    return [_measure(name, kernel, setting) for name, kernel in CASES.items()]
+    """Time every kernel of ``CASES`` beside its peers."""
+    return [measure(name, kernel, setting) for name, kernel in CASES.items()]
 
 
-def _measure(name: str, kernel: Kernel, setting: Setting) -> dict[str, Any]:
-    draw = torch.Generator().manual_seed(0)
+@torch.no_grad()
+def measure(name: str, kernel: Kernel, setting: Setting) -> dict[str, Any]:
+    """One case: each variant's error, peak memory, times, and share of what the roofline allows."""
+    torch.cuda.empty_cache()  # what cases before left would count as taken
+    draw = torch.Generator(setting.device).manual_seed(0)
     rotation = [kernel.inputs(setting, draw) for _ in range(ROTATION)]
-    compiled, missing = _compiled(kernel.compiled, setting)
-    functions = {OURS: kernel.ours, **kernel.peers, **compiled}
-    variants = {variant: _in_turn(function, rotation) for variant, function in functions.items()}
-    with torch.no_grad():
-        samples = interleave(variants, 15 if setting.quick else 40, setting.device, warmup=2)
-        peak = peak_megabytes(variants, setting.device)
-        error = {variant: _error(f, kernel.exact, rotation[0]) for variant, f in functions.items()}
-    read = sum(tensor.nbytes for tensor in rotation[0])
-    copy_ms = read / setting.copy_gb_s / 1e6
-    share = {variant: copy_ms / median(times) for variant, times in samples.items()}
-    notes = {"error": error, "share of copy rate": share} | ({"peak MB": peak} if peak else {})
+    functions, missing = variants(kernel, setting, rotation[0])
+    outputs, failed = first_outputs(functions, rotation[0])
+    missing |= failed
+    truth = kernel.exact(
+        *(tensor.double() if tensor.is_floating_point() else tensor for tensor in rotation[0])
+    )
+    error = {variant: largest_error(output, truth) for variant, output in outputs.items()}
+    bound, least_ms = roofline(kernel, setting, rotation[0], outputs[OURS])
+    calls = {variant: in_turn(functions[variant], rotation) for variant in outputs}
+    del outputs, truth
+    peak = peak_megabytes(calls, setting.device)
+    rounds, seconds = (15, 0.5) if setting.quick else (40, 4.0)
+    samples = interleave(calls, rounds, setting.device, warmup=0, seconds=seconds)
+    share = {variant: least_ms / median(times) for variant, times in samples.items()}
+    notes = {"error": error, f"share of {bound}": share} | ({"peak MB": peak} if peak else {})
     shape = " ".join(str(list(tensor.shape)) for tensor in rotation[0])
-    return case(name, shape, "float32", samples, missing=missing, notes=notes)
+    return case(name, shape, kernel.dtype, samples, missing=missing, notes=notes)
 
 
-def _compiled(function: Function, setting: Setting) -> tuple[dict[str, Function], dict[str, str]]:
-    """The function compiled, or why not: compiling takes longer than all else of a quick run."""
+def variants(kernel: Kernel, setting: Setting, inputs: Inputs) -> tuple[dict[str, Function], dict[str, str]]:
+    """Ours and each peer that can run here, and why each other can not."""
+    modes = compile_modes(kernel, setting, inputs) if kernel.compiled else {}
+    formulas: dict[str, Any] = {**kernel.peers, **dict.fromkeys(modes, kernel.compiled)}
+    reasons = {peer: obstacle(formula, setting.device, inputs) for peer, formula in formulas.items()}
+    if setting.quick:
+        reasons |= dict.fromkeys(modes, "left out of quick runs")
+    elif setting.device.type == "cpu" and not shutil.which("g++"):
+        reasons |= dict.fromkeys(modes, "no C++ compiler")
+    functions: dict[str, Function] = {OURS: kernel.ours}
+    for peer, formula in formulas.items():
+        if not reasons[peer]:
+            functions[peer] = compiled(formula, modes[peer]) if peer in modes else formula
+    return functions, {peer: reason for peer, reason in reasons.items() if reason}
+
+
+def compile_modes(kernel: Kernel, setting: Setting, inputs: Inputs) -> dict[str, str]:
+    """Names of torch.compile as a peer, and its mode.
+
+    Tuned on CUDA, but not where it would spend minutes on finding a matrix product as fast as cuBLAS's.
+    """
     modes = {"torch.compile": "default"}
-    if setting.device.type == "cuda":
+    if setting.device.type == "cuda" and not kernel.flop(*inputs):
         modes["torch.compile max-autotune"] = "max-autotune-no-cudagraphs"
-    reason = "left out of quick runs" if setting.quick else ""
-    if setting.device.type == "cpu" and not shutil.which("g++"):
-        reason = "no C++ compiler"
-    if reason:
-        return {}, dict.fromkeys(modes, reason)
-    return {name: torch.compile(function, dynamic=False, mode=mode) for name, mode in modes.items()}, {}
+    return modes
 
 
-def _in_turn(function: Function, rotation: list[Inputs]) -> Call:
+def compiled(formula: Any, mode: str) -> Function:
+    """The formula under torch.compile; other cases' shapes are forgotten, or they count as recompilations."""
+    torch.compiler.reset()
+    return torch.compile(formula, dynamic=False, mode=mode)
+
+
+def obstacle(formula: Any, device: torch.device, inputs: Inputs) -> str:
+    """Why a peer is not run on such inputs; empty if it is."""
+    formula = getattr(formula, "func", formula)  # of a partial
+    if formula in peers.ON_CPU and device.type != "cpu":
+        return "runs on a CPU alone"
+    if formula in peers.WHOLE:
+        needed = 4 * len(inputs[0]) * len(inputs[-1])
+        most = MOST_ON_CPU if device.type == "cpu" else torch.cuda.mem_get_info(device)[0] / 3
+        if needed > most:
+            return f"needs {needed / 1e9:.0f} GB"
+    return ""
+
+
+def first_outputs(functions: Mapping[str, Function], inputs: Inputs) -> tuple[dict[str, Any], dict[str, str]]:
+    """What each variant returns, and how a peer failed: one that lacks memory or a package ends no run."""
+    outputs, failed = {}, {}
+    for variant, function in functions.items():
+        try:
+            outputs[variant] = function(*inputs)
+        except (RuntimeError, ImportError) as error:
+            if variant == OURS:
+                raise
+            failed[variant] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:100]
+    return outputs, failed
+
+
+def roofline(kernel: Kernel, setting: Setting, inputs: Inputs, output: Any) -> tuple[str, float]:
+    """What bounds the kernel, copy rate or product rate, and the milliseconds that it takes at that rate."""
+    moved = kernel.read(*inputs) + sum(tensor.nbytes for tensor in tensors(output))
+    rates = setting.matmul_gflop_s
+    product = kernel.product if kernel.product in rates else "float32"
+    copy_ms, product_ms = moved / setting.copy_gb_s / 1e6, kernel.flop(*inputs) / rates[product] / 1e6
+    return max(("copy rate", copy_ms), (f"{product} product rate", product_ms), key=lambda bound: bound[1])
+
+
+def in_turn(function: Function, rotation: list[Inputs]) -> Call:
+    """A call that takes the next inputs each time."""
     upcoming = cycle(rotation)
     return lambda: function(*next(upcoming))
 
 
-def _error(function: Function, exact: Function, inputs: Inputs) -> float:
-    """Largest error against float64, relative where the truth exceeds 1."""
-    truth = _checked(exact(*(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)))
-    found = _checked(function(*inputs)).to(truth)
-    return float(((found - truth).abs() / truth.abs().clamp(min=1)).max())
+def largest_error(output: Any, truth: Any) -> float:
+    """Largest error of floating point outputs against the truth, relative where that exceeds 1."""
+    errors = [
+        ((found.to(exact) - exact).abs() / exact.abs().clamp(min=1)).max()
+        for found, exact in zip(tensors(output), tensors(truth), strict=True)
+    ]
+    return float(torch.stack(errors).max())
 
 
-def _checked(output: Any) -> Tensor:
-    return torch.as_tensor(output[0] if isinstance(output, tuple) else output)
+def tensors(output: Any) -> list[Tensor]:
+    """The floating point tensors of what a kernel returned."""
+    parts = output if isinstance(output, tuple) else (output,)
+    every = [torch.as_tensor(part) for part in parts if part is not None]
+    return [tensor for tensor in every if tensor.is_floating_point()]

@@ -1,6 +1,7 @@
 """Write README.md's measured tables from committed records: ``python -m rumfast.bench.readme [--check]``.
 
-A block ``<!-- record: FILE -->`` … ``<!-- end -->`` is replaced by the table of ``bench/results/FILE``.
+A block ``<!-- record: FILE -->`` … ``<!-- end -->`` is replaced by the table of ``bench/results/FILE``, and
+``<!-- record: FILE kernels -->`` or ``… others -->`` by that of its kernels' cases, or of the other suites'.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from rumfast.evaluation import t_interval
 from rumfast.store import read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- record: (?P<file>[\w./-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- record: (?P<file>[\w./-]+)(?: (?P<part>\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 HEADLINE = ("tow", "tow_mia")
 PAIRS = (
     ("rum", "salun"),
@@ -34,29 +35,71 @@ METRICS = ("tow", "tow_mia", "accuracy_forget", "accuracy_retain", "accuracy_tes
 
 def render(text: str, results: Path) -> str:
     """README text with every block's table made again from its record."""
-    return BLOCK.sub(lambda match: match[1] + _table(read_json(results / match["file"])) + match[3], text)
+
+    def replacement(match: re.Match[str]) -> str:
+        return match[1] + _table(read_json(results / match["file"]), match["part"]) + match[4]
+
+    return BLOCK.sub(replacement, text)
 
 
-def _table(record: Mapping[str, Any]) -> str:
+def _table(record: Mapping[str, Any], part: str | None) -> str:
     if record["schema"].startswith("rumfast/evaluation/"):
         return evaluation_table(record)
-    return throughput_table(record)
+    if record["schema"].startswith("rumfast/builds/"):
+        return builds_table(record)
+    return kernels_table(record) if part == "kernels" else throughput_table(record, part)
 
 
-def throughput_table(record: Mapping[str, Any]) -> str:
+def throughput_table(record: Mapping[str, Any], part: str | None = None) -> str:
     """Markdown table of a benchmark record: the ratio to each peer, p20 to p80 behind it."""
     rows = ["| case | peer | ratio |", "|---|---|---:|"]
     for case in record["cases"]:
-        for peer, ratio in case["ratio"].items():
-            low, high = case["spread"][peer]
-            rows.append(f"| {case['name']} | {peer} | {ratio:.2f} ({low:.2f}–{high:.2f}) |")
-    machine = record["environment"]
-    rows += [
-        "",
-        f"{machine['gpu'] or machine['cpu']}, {record['threads']} torch threads, torch "
-        f"{machine['torch']}, commit {record['commit']}; shapes and times are in the record.",
+        if part is None or case["suite"] != "kernels":
+            rows += [f"| {case['name']} | {peer} | {_ratio(case, peer)} |" for peer in case["ratio"]]
+    return "\n".join([*rows, "", _machine(record)]) + "\n"
+
+
+def kernels_table(record: Mapping[str, Any]) -> str:
+    """Markdown table of the kernels' cases: ratio to each peer, errors against float64, and peak memory."""
+    rows = [
+        "| case | ms | peer | ratio | error | its error | peak MB | its peak |",
+        "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
-    return "\n".join(rows) + "\n"
+    for case in record["cases"]:
+        error, peak = case["notes"].get("error", {}), case["notes"].get("peak MB", {})
+        for peer, times in case["peers"].items() if case["suite"] == "kernels" else ():
+            ratio = times["missing"] if "missing" in times else _ratio(case, peer)
+            cells = [case["name"], f"{case['ours']['p50']:.3g}", peer, ratio]
+            cells += [f"{error[variant]:.0e}" if variant in error else "" for variant in ("ours", peer)]
+            cells += [f"{peak[variant]:.0f}" if variant in peak else "" for variant in ("ours", peer)]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*rows, "", _machine(record)]) + "\n"
+
+
+def _ratio(case: Mapping[str, Any], peer: str) -> str:
+    low, high = case["spread"][peer]
+    return f"{case['ratio'][peer]:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _machine(record: Mapping[str, Any]) -> str:
+    machine = record["environment"]
+    return (
+        f"{machine['gpu'] or machine['cpu']}, {record['threads']} torch threads, torch "
+        f"{machine['torch']}, commit {record['commit']}; shapes and times are in the record."
+    )
+
+
+def builds_table(record: Mapping[str, Any]) -> str:
+    """Markdown table of ahead-of-time builds: registers per thread and shared memory, by target."""
+    targets = list(dict.fromkeys(row["target"] for row in record["builds"]))
+    cells = {(row["kernel"], row["target"]): row for row in record["builds"]}
+    rows = [f"| kernel | {' | '.join(targets)} |", "|---|" + "---:|" * len(targets)]
+    for kernel in dict.fromkeys(row["kernel"] for row in record["builds"]):
+        found = [cells[kernel, target] for target in targets]
+        texts = [f"{row['registers']}, {row['shared'] / 1024:.3g} KiB" for row in found]
+        rows.append(f"| {kernel} | {' | '.join(texts)} |")
+    spilled = sum(row["spills"] for row in record["builds"])
+    return "\n".join([*rows, "", f"{spilled} bytes spilled in all; triton {record['triton']}."]) + "\n"
 
 
 def evaluation_table(record: Mapping[str, Any]) -> str:

@@ -22,7 +22,8 @@ def take(suites: Iterable[str], quick: bool) -> dict[str, Any]:
     cases: list[dict[str, Any]] = []
     with track("bench", len(names)) as advance:
         for name in names:
-            cases += import_module(f"rumfast.bench.{name}").cases(setting)
+            found = import_module(f"rumfast.bench.{name}").cases(setting)
+            cases += [{"suite": name} | one for one in found]
             advance()
     return {
         "schema": SCHEMA,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from rumfast.data import Dataset
 from rumfast.runtime import pick_device, pick_precision
 
 CLASSES = 10
+Size = TypeVar("Size")
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Setting:
         copy, matmul = roofline(device, quick)
         return cls(device, quick, copy, matmul)
 
-    def size(self, quick: int, full: int, cuda: int) -> int:
-        """A size by where it runs; a quick run on CUDA takes the CPU's full size."""
+    def size(self, quick: Size, full: Size, cuda: Size) -> Size:
+        """A size or shape by where it runs; a quick run on CUDA takes the CPU's full size."""
         if self.device.type == "cuda":
             return full if self.quick else cuda
         return quick if self.quick else full

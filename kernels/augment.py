@@ -8,7 +8,7 @@ Everything is the same on every device, in every batch and at every batch size, 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -176,13 +176,14 @@ def _augment(
     padded = image_NHWC.new_zeros(size if drawn else 0, high, wide * 3)
     scratch_BK = torch.empty(0 if dtype == exact else size, values, dtype=exact)
     out = _empty(image_NHWC, id_B, dtype)
-    draws = _draws(id_B, seed, epoch, flip, crop_padding) if id_B is not None and drawn else ()
+    draws = _draws(id_B, seed, epoch, flip, crop_padding) if id_B is not None and drawn else None
     for first in range(0, batch, max(1, size)):
         block = slice(first, first + size)
         out_BK = out[block].view(-1, values)
         image = gathered[: len(out_BK)]
-        if drawn:
-            _cut(image_NHWC, row_B[block], *(draw_B[block] for draw_B in draws), padded, image)
+        if draws is not None:
+            dy_B, dx_B, flip_B = (draw_B[block] for draw_B in draws)
+            _cut(image_NHWC, row_B[block], dy_B, dx_B, flip_B, padded, image)
         elif gather:
             torch.index_select(image_NHWC, 0, row_B[block], out=image)
         else:
@@ -313,7 +314,11 @@ def _run(
         raise ValueError(f"crop_padding: got {crop_padding}, expected 0..32767")
     if not dtype.is_floating_point:
         raise ValueError(f"dtype: got {dtype}, expected floating point")
-    kernels = {"auto": _augment, "triton": _launch, "torch": reference_augment}
+    kernels: dict[str, Callable[..., Tensor]] = {
+        "auto": _augment,
+        "triton": _launch,
+        "torch": reference_augment,
+    }
     normal = [float(value) for value in mean], [float(value) for value in std]
     draw = seed, epoch, flip, crop_padding
     out = kernels[pick_backend(backend, image_NHWC)](image_NHWC, id_B, gather, *draw, *normal, dtype)

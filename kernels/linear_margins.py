@@ -7,7 +7,8 @@ memory is O(N) and the result the same on every call.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -114,27 +115,30 @@ def _launch(
     return found
 
 
-def _merge(z: Tensor, label: Tensor, low: int, running: Statistics | None, shift: Tensor | None):
+def _merge(z: Tensor, label: Tensor, low: int, running: Statistics) -> Statistics:
     """As ``online``: add the logits [R, c] of classes ``low``… to running statistics; overwrites ``z``."""
     here = ((label >= low) & (label < low + z.shape[1])).nonzero().squeeze(1)
     at = here * z.shape[1] + label[here] - low
-    own = torch.zeros(len(z)) if running is None else running.own
+    own, shift = running.own, _shift_of(running.best)
     own[here] = z.view(-1)[at]
     z.view(-1)[at] = -torch.inf
-    best = z.amax(1) if running is None else torch.maximum(running.best, z.amax(1))
-    new_shift = torch.where(best.isinf(), 0.0, best)
-    z.sub_(new_shift[:, None])
+    best = torch.maximum(running.best, z.amax(1))
+    drop = torch.where(running.total > 0, shift - _shift_of(best), 0.0)
+    z.sub_(_shift_of(best)[:, None])
     weight = (z * dense.LOG2_E).exp2_()
-    total, moment = weight.sum(1), weight.mul_(z.clamp_(min=torch.finfo(z.dtype).min)).sum(1)
-    if running is not None:
-        drop = torch.where(running.total > 0, shift - new_shift, 0.0)
-        scale = drop.exp()
-        moment += scale * (running.moment + drop * running.total)
-        total += scale * running.total
-    return Statistics(own, own - new_shift - total.log(), best, total, moment), new_shift
+    total = drop.exp() * running.total + weight.sum(1)
+    moment = drop.exp() * (running.moment + drop * running.total)
+    moment += weight.mul_(z.clamp_(min=torch.finfo(z.dtype).min)).sum(1)
+    return Statistics(own, own - _shift_of(best) - total.log(), best, total, moment)
 
 
-def _on_cpu(x_ND: Tensor, w_CD: Tensor, bias: Tensor, label: Tensor, outputs: int, rows: int):
+def _shift_of(best: Tensor) -> Tensor:
+    return torch.where(best.isinf(), 0.0, best)
+
+
+def _on_cpu(
+    x_ND: Tensor, w_CD: Tensor, bias: Tensor, label: Tensor, outputs: int, rows: int
+) -> Iterator[list[Tensor]]:
     """The outputs of one member, ``rows`` rows at a time."""
     classes = len(w_CD)
     step = min(classes, max(1, dense.SCRATCH // rows))
@@ -142,18 +146,21 @@ def _on_cpu(x_ND: Tensor, w_CD: Tensor, bias: Tensor, label: Tensor, outputs: in
     row_start = torch.arange(0, rows * classes, classes)
     for start in range(0, len(x_ND), rows):
         x, y = x_ND[start : start + rows].float(), label[start : start + rows]
-        running, shift = None, None
+        zero = torch.zeros(len(x))
+        running = Statistics(zero.clone(), zero, zero - torch.inf, zero, zero)
         for low in range(0, classes, step):
             w, b = w_CD[low : low + step], bias[low : low + step]
             z = torch.addmm(b, x, w.t(), out=logits[: len(x) * len(w)].view(len(x), len(w)))
             if step < classes:
-                running, shift = _merge(z, y, low, running, shift)
-        if running is None:
+                running = _merge(z, y, low, running)
+        if step == classes:
             yield dense.block_outputs(z, y, row_start[: len(y)] + y, scratch[:, : len(y)], outputs)
         else:
-            yield dense.derive(
-                running, y, lambda rows, x=x: torch.addmm(bias, x[rows], w_CD.t()).argmax(1), outputs
-            )
+            yield dense.derive(running, y, partial(_predict, x, w_CD, bias), outputs)
+
+
+def _predict(x_RD: Tensor, w_CD: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
+    return torch.addmm(bias, x_RD[rows], w_CD.t()).argmax(1)
 
 
 @torch.library.custom_op("rumfast::linear_margins", mutates_args=(), device_types="cpu")

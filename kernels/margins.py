@@ -16,7 +16,7 @@ of the softmax over the other classes.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -190,7 +190,7 @@ def empty_outputs(shape: Sequence[int], outputs: int, device: torch.device) -> l
     ]
 
 
-def spread(found: Sequence[Tensor], outputs: int) -> list[Tensor | None]:
+def spread(found: Sequence[Tensor], outputs: int) -> list[Any]:
     """The seven places of ``Margins``, with None where an output's bit is not set."""
     given = iter(found)
     return [next(given) if outputs & bit else None for bit in BIT.values()]
@@ -212,13 +212,16 @@ def _launch(logits: Tensor, label: Tensor, outputs: int) -> list[Tensor]:
 
 
 class Statistics(NamedTuple):
-    """What a block of rows is reduced to on a CPU; ``total`` and ``moment`` where shifted by ``best``."""
+    """What a block of rows is reduced to on a CPU; what no output needs is empty.
+
+    ``total`` and ``moment`` are sums of exponentials shifted by ``best``.
+    """
 
     own: Tensor
     margin: Tensor
-    best: Tensor | None
-    total: Tensor | None = None
-    moment: Tensor | None = None
+    best: Tensor
+    total: Tensor
+    moment: Tensor
 
 
 def shifted(z: Tensor, flat: Tensor, scratch: Tensor, with_moment: bool) -> Statistics:
@@ -235,7 +238,7 @@ def shifted(z: Tensor, flat: Tensor, scratch: Tensor, with_moment: bool) -> Stat
     total = _row_sums(weight)
     margin = own - shift - total.log()
     if not with_moment:
-        return Statistics(own, margin, best, total)
+        return Statistics(own, margin, best, total, own.new_empty(0))
     # 0 · −∞ would be NaN.
     moment = _row_sums(weight.mul_(offset.clamp_(min=torch.finfo(z.dtype).min)))
     return Statistics(own, margin, best, total, moment)
@@ -250,8 +253,9 @@ def _row_sums(weight: Tensor) -> Tensor:
 
 def _unshifted(z: Tensor, flat: Tensor, scratch: Tensor, with_best: bool) -> Statistics:
     """As ``_shifted``, without subtracting the maximum but in rows whose sum leaves float32's middle."""
-    weight, best = scratch[0], None
+    weight = scratch[0]
     own = z.view(-1).index_select(0, flat)
+    best = nothing = own.new_empty(0)
     if with_best:
         weight.copy_(z).view(-1).index_fill_(0, flat, -torch.inf)
         best = weight.amax(1)
@@ -265,7 +269,7 @@ def _unshifted(z: Tensor, flat: Tensor, scratch: Tensor, with_best: bool) -> Sta
         rows = (~((total > 1 / SAFE_SUM) & (total < SAFE_SUM))).nonzero().squeeze(1)
         at = torch.arange(len(rows)) * z.shape[1] + flat[rows] % z.shape[1]
         margin[rows] = shifted(z[rows], at, scratch[:, : len(rows)], with_moment=False).margin
-    return Statistics(own, margin, best)
+    return Statistics(own, margin, best, nothing, nothing)
 
 
 def derive(
@@ -348,9 +352,8 @@ def check_labels(label: Tensor, classes: int) -> None:
 
 def select(found: Margins, outputs: int) -> Margins:
     """``found`` with None where an output's bit is not set."""
-    return Margins(
-        *(value if outputs & bit else None for value, bit in zip(found, BIT.values(), strict=True))
-    )
+    kept = [value for value, bit in zip(found, BIT.values(), strict=True) if outputs & bit]
+    return Margins(*spread(kept, outputs))
 
 
 def output_bits(outputs: Sequence[str]) -> int:

@@ -6,14 +6,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rumfast.errors import UsageError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Refine = Literal["memorization", "class", "random", "none"]
+Refine = Literal["memorization", "distance", "class", "random", "none"]
 Retain = Literal["remaining", "final"]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -162,6 +161,8 @@ def parse_recipe(text: str, origin: str) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Write a recipe as TOML with every default spelled out."""
+    import tomli_w  # here, so that the benchmarks run where it is not installed
+
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 

@@ -1,6 +1,6 @@
 """One pass of a model over a data set: logits, and on request embeddings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rumfast.data import Dataset, Examples
 from rumfast.kernels.augment import normalise
-from rumfast.kernels.margins import Margins, margins
+from rumfast.kernels.margins import OUTPUTS, Margins, margins
 from rumfast.loaders import batch_bounds
 from rumfast.models import Classifier
 
@@ -32,10 +32,10 @@ class Predictions:
     train_label_N: np.ndarray
     test_label_N: np.ndarray
 
-    def margins(self, part: Part = "train") -> Margins:
-        """Margins, losses, confidences and correctness of ``part``, as tensors [N]."""
+    def margins(self, part: Part = "train", outputs: Sequence[str] = OUTPUTS) -> Margins:
+        """Margins and their companions of ``part``, as tensors [N]; None where not among ``outputs``."""
         logits, label = self.logits_and_labels(part)
-        return margins(torch.from_numpy(logits), torch.from_numpy(label))
+        return margins(torch.from_numpy(logits), torch.from_numpy(label), outputs)
 
     def logits_and_labels(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
         """Logits [N, C] and labels [N] of ``part``."""

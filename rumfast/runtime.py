@@ -110,7 +110,7 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit of a source checkout; None for an installed wheel."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count, islice
 
 import torch
@@ -18,6 +19,9 @@ from rumfast.runtime import cpu_threads, pick_device, pick_precision
 # Values in the stem's output for one batch, below which a CPU trains faster on one thread than on several:
 # threads of small steps mostly wait for each other (digits, two busy cores: 11 000 against 130 images/s).
 SMALL_STEP = 2**20
+
+
+Observer = Callable[[Tensor, Tensor, Tensor], None]  # ids [B], logits [B, C] and labels [B] of a step
 
 
 class Learner:
@@ -107,11 +111,14 @@ class Learner:
             raise DivergedError(f"training diverged: the loss is {last}; lower lr")
         return last
 
-    def cross_entropy(self, batch: Batch) -> tuple[Tensor, int]:
+    def cross_entropy(self, batch: Batch, observe: Observer | None = None) -> tuple[Tensor, int]:
         """Mean cross-entropy of a batch."""
-        return cross_entropy(self.logits(batch.image), batch.label), len(batch.id)
+        logits = self.logits(batch.image)
+        if observe is not None:
+            observe(batch.id, logits.detach(), batch.label)
+        return cross_entropy(logits, batch.label), len(batch.id)
 
-    def fit(self, ids: Tensor, seed: int) -> float:
+    def fit(self, ids: Tensor, seed: int, observe: Observer | None = None) -> float:
         """Train the model from new weights on ``ids`` with the recipe; returns the last loss."""
         initialize_(self.model, seed)
         config = self.config
@@ -124,7 +131,8 @@ class Learner:
 
         schedule(0)
         batches = self.batches(ids, config.epochs, seed)
-        return self.descend(batches, optimizer, self.cross_entropy, lambda step: schedule(step + 1))
+        loss_of = partial(self.cross_entropy, observe=observe)
+        return self.descend(batches, optimizer, loss_of, lambda step: schedule(step + 1))
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
@@ -149,7 +157,13 @@ def _all_finite(model: nn.Module) -> bool:
 
 
 def train(
-    data: Dataset, config: TrainConfig, ids: object = None, *, seed: int | None = None, device: str = "auto"
+    data: Dataset,
+    config: TrainConfig,
+    ids: object = None,
+    *,
+    seed: int | None = None,
+    device: str = "auto",
+    observe: Observer | None = None,
 ) -> Classifier:
     """Train a model on ``ids`` (None: the whole training set) and return it in eval mode.
 
@@ -158,6 +172,8 @@ def train(
     Args:
         ids: [R] int64 example ids, unique.
         seed: of weights and order; None takes ``config.seed``.
+        observe: called before each step with the ids, logits and labels of its batch, for instance by
+            ``ProxyTotals.add``.
 
     Raises:
         DataError: ids are empty, duplicated, out of range or not integers.
@@ -171,5 +187,6 @@ def train(
     """
     chosen = check_ids(range(len(data)) if ids is None else ids, len(data), "ids")
     learner = Learner(data, config, device)
-    learner.fit(torch.as_tensor(chosen, device=learner.device), config.seed if seed is None else seed)
+    seed = config.seed if seed is None else seed
+    learner.fit(torch.as_tensor(chosen, device=learner.device), seed, observe)
     return learner.model

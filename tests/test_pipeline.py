@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from rumfast import RumfastError, load_recipe, run
@@ -69,7 +70,7 @@ def digests(out, *, models=True):
         found[str(path.relative_to(out))] = hashlib.sha256(
             b"".join(name.encode() + arrays[name].tobytes() for name in sorted(arrays))
         ).hexdigest()
-    for name in ("evaluation/summary.json", "scores/entanglement.json", "config.toml"):
+    for name in ("evaluation/summary.json", "scores/geometry.json", "config.toml"):
         found[name] = hashlib.sha256((out / name).read_bytes()).hexdigest()
     return found
 
@@ -110,6 +111,37 @@ def test_the_forget_set_its_groups_and_the_retain_set_partition_the_data(unbroke
     assert score_N[groups["low"]].max() <= score_N[groups["high"]].min()
     for name in ("oracles", "unlearned/rum", "unlearned/shuffle"):
         assert list(Population.open(out / name).spec.forget) == split["forget"].tolist()
+
+
+def test_the_neighbours_are_the_nearest_that_stay(unbroken, recipe):
+    out, results = unbroken
+    embedding_ND = Run(recipe, out, None, "cpu").embedding_ND.double()
+    split, found = read_npz(out / "forget" / "split.npz"), read_npz(out / "forget" / "neighbours.npz")
+    distance_FR = torch.cdist(
+        embedding_ND[split["forget"]],
+        embedding_ND[split["retain"]],
+        compute_mode="donot_use_mm_for_euclid_dist",
+    )
+    nearest = distance_FR.topk(5, largest=False)
+    np.testing.assert_allclose(found["distance_FK"], nearest.values, rtol=1e-5)
+    assert (found["id_FK"] == split["retain"][nearest.indices]).mean() > 0.99  # but for ties
+    geometry = read_json(out / "scores" / "geometry.json")
+    assert geometry["forget"]["mean_distance"] == pytest.approx(float(distance_FR.mean()), rel=1e-5)
+    assert list(geometry) == ["forget", "group/low", "group/high"]
+    assert results["refine"]["entanglement"] == geometry["forget"]["entanglement"]
+    assert "What stays nearby" in (out / "report" / "index.html").read_text()
+
+
+def test_refined_by_distance_the_groups_are_ordered_by_it(packed, tmp_path):
+    recipe = make_recipe(packed, forget={"request": "random:21", "refine": "distance"}, plans=PLANS[:1])
+    found = run(recipe, tmp_path / "run", until="refine", device="cpu", workers=1)
+    assert found["sweep"]["members"] == 0 and found["refine"]["groups"] == {"low": 11, "high": 10}
+    groups = read_npz(tmp_path / "run" / "forget" / "groups.npz")
+    embedding_ND = Run(recipe, tmp_path / "run", None, "cpu").embedding_ND.double()
+    exact_N = (embedding_ND - embedding_ND.mean(0)).norm(dim=1)
+    distance_N = read_npz(tmp_path / "run" / "scores" / "distance.npz")["distance_N"]
+    np.testing.assert_allclose(distance_N, exact_N, rtol=1e-5)
+    assert distance_N[groups["low"]].max() <= distance_N[groups["high"]].min()
 
 
 def test_the_summary_follows_from_the_stored_outputs(unbroken):

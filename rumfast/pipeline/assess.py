@@ -5,7 +5,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from rumfast.config import dump_recipe
@@ -20,10 +19,12 @@ from rumfast.evaluation import (
     score_model,
     t_interval,
 )
-from rumfast.inference import embeddings_of, predict
-from rumfast.models import Classifier, build_model
-from rumfast.runtime import environment, pick_device
-from rumfast.scores import entanglement_score
+from rumfast.inference import predict
+from rumfast.kernels.neighbours import nearest
+from rumfast.kernels.pairwise import mean_distance
+from rumfast.models import Classifier
+from rumfast.runtime import environment
+from rumfast.scores import entanglement_score, mmd2, neighbour_overlap
 from rumfast.store import read_json, read_npz
 from rumfast.sweeps import Population
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from rumfast.pipeline.context import Context
 
 EXAMPLES_SHOWN = 20  # most, and least, memorized images in the report
+NEIGHBOURS = 5  # retain examples shown beside a forgotten one, and counted for its overlap
+NEIGHBOURHOODS_SHOWN = 8  # forgotten examples with their neighbours in the report
 
 
 def evaluate(
@@ -158,24 +161,37 @@ def summarize(run: "Context") -> tuple[dict[str, Any], dict[str, Any]]:
     return summary, timing
 
 
-def entanglement_of(run: "Context") -> dict[str, float]:
-    """Entanglement score of the forget set and of each group with the retain set, in original 0."""
-    train = run.recipe.train
-    model = build_model(train.arch, len(run.data.classes), width=train.width, stem_stride=train.stem_stride)
-    model.load_state_dict(run.originals.state(0))
-    embedding_ND = torch.from_numpy(
-        embeddings_of(model.to(pick_device(run.device)), run.data, run.data.train)
-    )
-    retain_RD = embedding_ND[run.split.retain]
+def geometry_of(run: "Context") -> dict[str, dict[str, float]]:
+    """How the forget set, and each group, lies among the retain set in original 0's embedding space."""
+    retain_RD = run.embedding_ND[run.split.retain]
     sets = {"forget": run.split.forget, **{f"group/{group.name}": group.ids for group in run.groups()}}
-    return {name: entanglement_score(retain_RD, embedding_ND[ids]) for name, ids in sets.items()}
+    return {
+        name: {
+            "entanglement": entanglement_score(retain_RD, run.embedding_ND[ids]),
+            "neighbour_overlap": neighbour_overlap(
+                retain_RD, run.embedding_ND[ids], min(NEIGHBOURS, len(retain_RD) + len(ids) - 1)
+            ),
+            "mean_distance": float(mean_distance(run.embedding_ND[ids], retain_RD)),
+            "mmd2": mmd2(retain_RD, run.embedding_ND[ids], unbiased=min(len(ids), len(retain_RD)) > 1),
+        }
+        for name, ids in sets.items()
+    }
+
+
+def neighbours_of(run: "Context") -> dict[str, np.ndarray]:
+    """The nearest retain examples [F, k] of each forgotten one, by id, and their distances."""
+    retain = run.split.retain
+    distance_FK, index_FK = nearest(
+        run.embedding_ND[run.split.forget], run.embedding_ND[retain], min(NEIGHBOURS, len(retain))
+    )
+    return {"id_FK": retain[index_FK.numpy()], "distance_FK": distance_FK.numpy()}
 
 
 def describe(run: "Context") -> dict[str, Any]:
     """What was forgotten from what, and how."""
     data, recipe, groups = run.data, run.recipe, run.groups()
     scores = run.memorization
-    entanglement = read_json(run.dir.entanglement)
+    geometry = read_json(run.dir.geometry)
     sweep = None
     if scores is not None:
         sweep = {
@@ -203,14 +219,14 @@ def describe(run: "Context") -> dict[str, Any]:
         "forget": {
             "request": recipe.forget.request,
             "size": len(run.split.forget),
-            "entanglement": entanglement["forget"],
+            **geometry["forget"],
             "flipped": int(np.isin(run.split.forget, data.flipped).sum()),
             "excluded": len(run.excluded),
             "groups": [
                 {
                     "name": group.name,
                     "size": len(group.ids),
-                    "entanglement": entanglement[f"group/{group.name}"],
+                    **geometry[f"group/{group.name}"],
                     "memorization_mean": None if scores is None else float(scores.score_N[group.ids].mean()),
                 }
                 for group in groups
@@ -264,9 +280,24 @@ def report_images(run: "Context") -> dict[str, Any]:
             "in_forget": bool(forget_mask_N[example]),
         }
 
+    neighbours = read_npz(run.dir.neighbours)
+    # The most memorized first; where nothing was scored, in the order of their ids.
+    hardest = np.lexsort((run.split.forget, -np.nan_to_num(score_N[run.split.forget], nan=-np.inf)))
     return {
         "most": [show(example) for example in order[::-1][:EXAMPLES_SHOWN]],
         "least": [show(example) for example in order[:EXAMPLES_SHOWN]],
+        "neighbours": [
+            {
+                "example": show(run.split.forget[row]),
+                "nearest": [
+                    show(example) | {"distance": float(distance)}
+                    for example, distance in zip(
+                        neighbours["id_FK"][row], neighbours["distance_FK"][row], strict=True
+                    )
+                ],
+            }
+            for row in hardest[:NEIGHBOURHOODS_SHOWN]
+        ],
         "score_N": score_N,
         "forget_mask_N": forget_mask_N,
         "flipped_mask_N": flipped_mask_N,

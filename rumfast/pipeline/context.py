@@ -6,15 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rumfast.config import DataConfig, PlanConfig, Recipe
 from rumfast.data import Dataset, Split, dataset_info, load_dataset, pack
 from rumfast.errors import DataError, MismatchError
+from rumfast.inference import embeddings_of
+from rumfast.kernels.centroids import centroid_distances
+from rumfast.kernels.moments import moments
+from rumfast.models import build_model
 from rumfast.pipeline.request import budget_of, regroup, resolve
 from rumfast.refinement import Group
-from rumfast.runtime import pick_device, pick_precision
+from rumfast.runtime import cpu_threads, pick_device, pick_precision
 from rumfast.scores import Memorization
-from rumfast.store import RunDir, read_npz, require_same
+from rumfast.store import RunDir, read_npz, require_same, write_npz
 from rumfast.sweeps import DataRef, LocalEngine, Population, PopulationSpec
 from rumfast.sweeps.run import sweep_spec
 from rumfast.sweeps.spec import GroupSpec
@@ -118,7 +124,33 @@ class Context:
 
     def groups(self, kind: str | None = None) -> tuple[Group, ...]:
         """The forget set, refined as ``kind`` says (None: as the recipe does)."""
-        return regroup(self.recipe, self.data, self.split, self._score_N(), kind)
+        return regroup(self.recipe, self.data, self.split, self._score_of, kind)
+
+    def _score_of(self, kind: str) -> np.ndarray:
+        score_N = self.distance_N if kind == "distance" else self._score_N()
+        assert score_N is not None
+        return score_N
+
+    @cached_property
+    def embedding_ND(self) -> Tensor:
+        """Embeddings of the training set in original 0."""
+        train = self.recipe.train
+        model = build_model(
+            train.arch, len(self.data.classes), width=train.width, stem_stride=train.stem_stride
+        )
+        model.load_state_dict(self.originals.state(0))
+        model = model.to(pick_device(self.device))
+        with cpu_threads(1):  # as the workers: sums then do not depend on the number of cores
+            return torch.from_numpy(embeddings_of(model, self.data, self.data.train))
+
+    @cached_property
+    def distance_N(self) -> np.ndarray:
+        """Distance of each embedding to the mean of all, as it was when first asked for."""
+        if not self.dir.distance.exists():
+            centre_1D = moments(self.embedding_ND).mean_GD
+            distance_N = centroid_distances(self.embedding_ND, centre_1D)
+            write_npz(self.dir.distance, {"distance_N": distance_N.numpy()})
+        return read_npz(self.dir.distance)["distance_N"]
 
     @cached_property
     def oracle_population(self) -> Population:

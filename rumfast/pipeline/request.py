@@ -1,5 +1,7 @@
 """What a recipe asks for: its forget set, the groups, and the budget of its plans."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from rumfast.config import Recipe
@@ -32,9 +34,13 @@ def resolve(recipe: Recipe, data: Dataset, score_N: np.ndarray | None, excluded:
 
 
 def regroup(
-    recipe: Recipe, data: Dataset, split: Split, score_N: np.ndarray | None, kind: str | None = None
+    recipe: Recipe,
+    data: Dataset,
+    split: Split,
+    score_of: Callable[[str], np.ndarray],
+    kind: str | None = None,
 ) -> tuple[Group, ...]:
-    """Refine the forget set as ``kind`` or else the recipe says."""
+    """Refine the forget set as ``kind`` or else the recipe says; ``score_of(kind)`` is the score [N]."""
     config = recipe.forget
     kind = kind or config.refine
     if kind == "class":
@@ -43,8 +49,7 @@ def regroup(
         return refine_at_random(split.forget, config.groups, config.seed)
     if kind == "none":
         return (Group("all", split.forget),)
-    assert score_N is not None
-    return refine(split.forget, score_N, config.groups)
+    return refine(split.forget, score_of(kind), config.groups)
 
 
 def budget_of(recipe: Recipe, split: Split) -> int | None:
@@ -63,7 +68,7 @@ def rehearse(recipe: Recipe, data: Dataset, excluded: tuple[int, ...]) -> None:
     split = resolve(recipe, data, score_N, excluded)
     budget = budget_of(recipe, split)
     for plan in recipe.plans:
-        bound = bind(parse_plan(plan.steps), regroup(recipe, data, split, score_N, plan.refine))
+        bound = bind(parse_plan(plan.steps), regroup(recipe, data, split, lambda _: score_N, plan.refine))
         if budget is not None:
             mode = plan.retain or recipe.unlearn.retain
             spread_budget(bound, split.retain, mode, budget, recipe.train.batch_size)

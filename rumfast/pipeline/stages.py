@@ -101,11 +101,12 @@ class Run(Context):
         write_npz(self.dir.forget, {"forget": self.split.forget, "retain": self.split.retain}, replace=True)
         write_npz(self.dir.groups, {group.name: group.ids for group in self.groups()}, replace=True)
         with cpu_threads(1):  # as the workers: sums then do not depend on the number of cores
-            entanglement = assess.entanglement_of(self)
-        write_json(self.dir.entanglement, entanglement)
+            geometry = assess.geometry_of(self)
+            write_npz(self.dir.neighbours, assess.neighbours_of(self), replace=True)
+        write_json(self.dir.geometry, geometry)
         return {
             "forget": len(self.split.forget),
-            "entanglement": entanglement["forget"],
+            "entanglement": geometry["forget"]["entanglement"],
             "groups": {group.name: len(group.ids) for group in self.groups()},
         }
 

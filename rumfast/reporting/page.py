@@ -58,7 +58,8 @@ def render(result: Mapping[str, Any], images: Mapping[str, Any]) -> str:
     """The whole page as a string; pure, and the same bytes for the same input.
 
     result: an evaluation summary (schema ``rumfast/evaluation/1``). images: ``most`` and ``least`` (examples
-    with a uint8 HWC ``image``), ``score_N``, ``forget_mask_N`` and ``flipped_mask_N``; any may be missing.
+    with a uint8 HWC ``image``), ``neighbours`` (an ``example`` and its ``nearest`` with their ``distance``),
+    ``score_N``, ``forget_mask_N`` and ``flipped_mask_N``; any may be missing.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rumfast.reporting", ""),
@@ -79,6 +80,7 @@ def render(result: Mapping[str, Any], images: Mapping[str, Any]) -> str:
         definitions=_definitions(result),
         figures=_figures(result, images),
         galleries=_galleries(images),
+        neighbourhoods=_neighbourhoods(images),
         groups=provenance.groups(result),
         facts=provenance.facts(result),
         listings=provenance.listings(result),
@@ -184,6 +186,19 @@ def _galleries(images: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"title": title, "note": note, "examples": [_example(example) for example in images[key]]}
         for key, (title, note) in GALLERIES.items()
         if images.get(key)
+    ]
+
+
+def _neighbourhoods(images: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Forgotten examples, each with the retain examples nearest to it."""
+    return [
+        {
+            "example": _example(row["example"]),
+            "nearest": [
+                _example(near) | {"distance": f"{near['distance']:.3g}"} for near in row["nearest"]
+            ],
+        }
+        for row in images.get("neighbours") or ()
     ]
 
 

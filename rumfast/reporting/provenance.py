@@ -35,13 +35,14 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, Rows]]:
 
 
 def groups(result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The refinement groups in order, with size, mean memorization and entanglement with the retain set."""
+    """The refinement groups in order: size, mean memorization, and how they lie among the retain set."""
     return [
         {
             "name": str(group.get("name", index)),
             "size": count_text(group.get("size")),
             "memorization": _decimals(group.get("memorization_mean"), 3),
             "entanglement": _decimals(group.get("entanglement"), 1),
+            "overlap": _decimals(group.get("neighbour_overlap"), 2),
         }
         for index, group in enumerate((result.get("forget") or {}).get("groups") or [])
     ]
@@ -90,6 +91,9 @@ def _comparison(result: Mapping[str, Any]) -> Rows:
         ("forget set", count_text(forget.get("size"))),
         ("flipped labels in it", count_text(forget.get("flipped"))),
         ("entanglement with the retain set", _decimals(forget.get("entanglement"), 1)),
+        ("neighbour overlap with it", _decimals(forget.get("neighbour_overlap"), 2)),
+        ("squared MMD to it", _decimals(forget.get("mmd2"), 4)),
+        ("mean distance to it", _decimals(forget.get("mean_distance"), 2)),
         ("oracles", count_text(result.get("oracles"))),
         ("seeds per plan", count_text(result.get("seeds"))),
         ("budget per plan, examples", count_text(result.get("budget_examples"))),

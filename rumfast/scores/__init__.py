@@ -1,6 +1,16 @@
-"""Difficulty scores of examples and forget sets: memorization and entanglement."""
+"""Difficulty of examples and forget sets: memorization, its proxies, entanglement and distances."""
 
+from rumfast.scores.distances import mmd2, neighbour_overlap
 from rumfast.scores.entanglement import entanglement_score
 from rumfast.scores.memorization import Memorization, memorization_scores
+from rumfast.scores.proxies import ProxyScores, ProxyTotals
 
-__all__ = ["Memorization", "entanglement_score", "memorization_scores"]
+__all__ = [
+    "Memorization",
+    "ProxyScores",
+    "ProxyTotals",
+    "entanglement_score",
+    "memorization_scores",
+    "mmd2",
+    "neighbour_overlap",
+]

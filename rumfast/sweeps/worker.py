@@ -89,7 +89,7 @@ def train_record(learner: Learner, spec: PopulationSpec, index: int, data: Datas
     except DivergedError:
         return MemberRecord(index, include_N, *nothing, spec.data.fingerprint, diverged=True)
     predictions = predict(learner.model, data)
-    train, test = predictions.margins("train"), predictions.margins("test")
+    train, test = (predictions.margins(part, ("margin", "correct")) for part in ("train", "test"))
     return MemberRecord(
         index,
         include_N,

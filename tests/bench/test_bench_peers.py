@@ -8,48 +8,18 @@ import pytest
 import torch
 
 from rumfast.algorithms import ALGORITHMS
-from rumfast.bench import kernels, loader, sweep, train, unlearn
+from rumfast.bench import loader, sweep, train, unlearn
 from rumfast.bench.member import train_member
 from rumfast.bench.plain import normalised, plain_epoch
-from rumfast.bench.record import take
-from rumfast.bench.report import SCHEMA, table
 from rumfast.bench.setting import Setting, random_dataset
-from rumfast.bench.timing import interleave
 from rumfast.config import TrainConfig
 from rumfast.data import Dataset, Split, load_dataset, write_beton
-from rumfast.kernels.margins import margins
 from rumfast.models import build_model, initialize_
-from rumfast.scores import entanglement_score
 from rumfast.sweeps.run import sweep_spec
 from rumfast.training import Learner, learning_rate
 
 CPU = torch.device("cpu")
 TINY = Setting(CPU, quick=True, copy_gb_s=10.0, matmul_gflop_s={"float32": 10.0})
-
-
-def test_variants_take_turns():
-    order = []
-    variants = {name: lambda name=name: order.append(name) for name in "ABC"}
-    times = interleave(variants, 3, CPU, warmup=2)
-    assert "".join(order) == "ABC" * 5
-    assert {name: len(ms) for name, ms in times.items()} == {"A": 3, "B": 3, "C": 3}
-
-
-@pytest.mark.parametrize("formula", [kernels.softmax_margins, kernels.masked_margins])
-@pytest.mark.parametrize("classes", [2, 7])
-def test_margin_peers_agree_with_ours(formula, classes):
-    draw = torch.Generator().manual_seed(0)
-    logits, label = torch.randn(33, classes, generator=draw), torch.randint(classes, (33,), generator=draw)
-    for ours, theirs in zip(margins(logits, label), formula(logits, label), strict=True):
-        torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("formula", [kernels.batched_entanglement, kernels.whole_entanglement])
-@pytest.mark.parametrize("retain, forget", [(513, 7), (256, 1), (2, 300)])
-def test_entanglement_peers_agree_with_ours(formula, retain, forget):
-    draw = torch.Generator().manual_seed(0)
-    sets = torch.randn(retain, 5, generator=draw), torch.randn(forget, 5, generator=draw) + 1
-    assert float(formula(*sets)) == pytest.approx(entanglement_score(*sets), rel=1e-4)
 
 
 def grey_images(examples=20):
@@ -179,21 +149,3 @@ def test_normalised_images_have_mean_0_and_deviation_1():
     assert image.shape == (50, 3, 8, 8) and image.dtype == torch.float32
     torch.testing.assert_close(image.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(image.std((0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
-
-
-def test_a_quick_kernels_record_is_complete_and_finite(monkeypatch):
-    monkeypatch.setattr(Setting, "measure", lambda quick: TINY)
-    monkeypatch.setattr(Setting, "size", lambda self, quick, full, cuda: quick // 128)
-    record = take(("kernels",), quick=True)
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert record["schema"] == SCHEMA and record["device"] == "cpu" and record["suites"] == ["kernels"]
-    assert {"commit", "date", "environment", "load", "quick", "roofline", "threads"} <= record.keys()
-    assert [one["name"] for one in record["cases"]] == list(kernels.CASES)
-    for one in record["cases"]:
-        assert 0 < one["ours"]["p20"] <= one["ours"]["p50"] <= one["ours"]["p80"]
-        assert one["notes"]["error"]["ours"] < 1e-4
-        assert one["peers"]["torch.compile"].keys() == {"missing"}
-        assert set(one["ratio"]) == set(kernels.CASES[one["name"]].peers)
-        for peer, ratio in one["ratio"].items():
-            assert ratio == pytest.approx(one["peers"][peer]["p50"] / one["ours"]["p50"])
-    assert table(record).count("\n| margins C=10 ") == 3

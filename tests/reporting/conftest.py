@@ -70,6 +70,7 @@ def make_result():
                   "wall_s": 120.0},
         "forget": {
             "request": "memorization:mixed:150", "size": 150, "entanglement": 40.1, "flipped": 47,
+            "neighbour_overlap": 0.91, "mmd2": 0.0123, "mean_distance": 8.5,
             "groups": [
                 {"name": "low", "size": 50, "memorization_mean": 0.012, "entanglement": 31.2},
                 {"name": "mid", "size": 50, "memorization_mean": 0.487, "entanglement": 36.8},
@@ -113,6 +114,13 @@ def make_images():
     return {
         "most": [example(1300 + step, True) for step in range(10)],
         "least": [example(step, False) for step in range(10)],
+        "neighbours": [
+            {
+                "example": example(1310 + step, True),
+                "nearest": [example(20 + 5 * step + i, False) | {"distance": 1.25 + i} for i in range(5)],
+            }
+            for step in range(2)
+        ],
         "score_N": score_N, "forget_mask_N": forget_mask_N, "flipped_mask_N": flipped_mask_N,
     }  # fmt: skip
 

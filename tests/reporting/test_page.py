@@ -105,7 +105,20 @@ def test_tables_and_figures_are_accessible(result, images):
     text = render(result, images)
     assert text.count("<th ") == text.count('<th scope="')
     assert len(re.findall(r"<svg [^>]*role=\"img\" aria-label=\"[^\"]+\"", text)) == text.count("<svg") == 8
-    assert len(re.findall(r"<img [^>]*alt=\"[^\"]+\"", text)) == text.count("<img ") == 20
+    assert len(re.findall(r"<img [^>]*alt=\"[^\"]+\"", text)) == text.count("<img ") == 32
+
+
+def test_forgotten_examples_stand_before_the_neighbours_that_stay(result, images):
+    text = Outline(render(result, images)).text
+    assert "What stays nearby" in text
+    row = [
+        text.index(f"id {example}")
+        for example in ("1310, to forget", "20, distance 1.25", "24, distance 5.25")
+    ]
+    assert row == sorted(row)
+    assert "0.91" in text and "0.0123" in text
+    del images["neighbours"]
+    assert "What stays nearby" not in Outline(render(result, images)).text
 
 
 HOSTILE = '<script>alert("x")</script>&amp;$\\frac$ " onload="x'
