@@ -319,7 +319,6 @@ def _margins(logits: Tensor, label: Tensor, outputs: int) -> list[Tensor]:
     found = empty_outputs(logits.shape[:-1], outputs, logits.device)
     classes = logits.shape[-1]
     z_RC, label_R = logits.reshape(-1, classes), label.expand(logits.shape[:-1]).reshape(-1)
-    step = max(1, SCRATCH // classes)
     step = min(len(z_RC), max(1, SCRATCH // classes))
     scratch, row_start = torch.empty(3, step, classes), torch.arange(0, step * classes, classes)
     for start in range(0, len(z_RC), max(1, step)):
