@@ -34,6 +34,7 @@ records: $(VENV)/ready data/cifar10/dataset.json
 	for recipe in digits digits-tuning cifar10-small cifar10-small-tuning; do \
 		$(BIN)/rumfast run $$recipe.toml --out runs/records/$$recipe --json > $(RESULTS)/$$recipe.json || exit; done
 	$(BIN)/rumfast bench all --save $(RESULTS)/bench.json
+	$(BIN)/python -m rumfast.bench.builds --save bench/results/builds.json
 
 data/cifar10/dataset.json: | $(VENV)/ready
 	$(BIN)/rumfast data pack $(CIFAR10) --out data/cifar10

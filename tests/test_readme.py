@@ -51,7 +51,7 @@ def test_make_targets_exist():
 def test_tables_are_those_of_the_records():
     from rumfast.bench.readme import render
 
-    assert README.count("<!-- record:") == README.count("<!-- end -->") == 3
+    assert README.count("<!-- record:") == README.count("<!-- end -->") == 5
     assert render(README, RESULTS.parent) == README
 
 
