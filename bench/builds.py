@@ -172,6 +172,7 @@ BUILDS: dict[str, Build] = {
     "pair_sums, distances, X = Y": _pair_sums(fast=True, symmetric=True),
     "pair_sums, five bandwidths": _pair_sums(fast=False, symmetric=True, bands=5),
     "nearest k=10": _nearest(16, symmetric=False),
+    "nearest k=10, X = Y": _nearest(16, symmetric=True),
     "nearest k=100, X = Y": _nearest(128, symmetric=True),
     "moments, tiles": _tiles("bf16", 512, sorted_first=True),
     "moments, tiles of one group": _tiles("fp32", 512, sorted_first=False),

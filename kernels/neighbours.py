@@ -84,7 +84,8 @@ def launch(x_ND: Tensor, y_MD: Tensor | None, k: int, **override: int) -> tuple[
     prepare = partial(operands, frame=place, kind=torch.float16, parts=2, block_d=chosen["BLOCK_D"])
     x, y = prepare(x_ND, block=chosen["BLOCK_N"]), prepare(y_ND, block=chosen["BLOCK_M"])
     rows, columns = len(x.norm) // chosen["BLOCK_N"], len(y.norm) // chosen["BLOCK_M"]
-    strip = triton.cdiv(columns, max(1, PROGRAMS // rows))
+    # At least 2: Triton would build for a strip of 1 apart, and that build spills on Blackwell.
+    strip = max(2, triton.cdiv(columns, max(1, PROGRAMS // rows)))
     strips = triton.cdiv(columns, strip)
     value = x.norm.new_empty(strips, len(x.norm), slots)
     index = torch.empty_like(value, dtype=torch.int32)
