@@ -1,6 +1,7 @@
 """What many tests share: a small digits data set, packed and not, and a recipe that trains in a second."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,6 +11,13 @@ if not torch.cuda.is_available():
 
 from rumfast import TrainConfig, load_dataset
 from rumfast.data import pack
+
+
+def pytest_configure():
+    """Tests of optional packages skip where those are missing; not so on CI."""
+    missing = [name for name in ("ffcv", "pyarrow", "mpmath", "triton") if find_spec(name) is None]
+    if missing and os.environ.get("CI"):
+        pytest.exit(f"CI would skip tests: {', '.join(missing)} not installed", returncode=1)
 
 
 @pytest.fixture(autouse=True, scope="session")

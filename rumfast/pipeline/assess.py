@@ -165,17 +165,21 @@ def geometry_of(run: "Context") -> dict[str, dict[str, float]]:
     """How the forget set, and each group, lies among the retain set in original 0's embedding space."""
     retain_RD = run.embedding_ND[run.split.retain]
     sets = {"forget": run.split.forget, **{f"group/{group.name}": group.ids for group in run.groups()}}
-    return {
+    geometry = {
         name: {
             "entanglement": entanglement_score(retain_RD, run.embedding_ND[ids]),
             "neighbour_overlap": neighbour_overlap(
                 retain_RD, run.embedding_ND[ids], min(NEIGHBOURS, len(retain_RD) + len(ids) - 1)
             ),
             "mean_distance": float(mean_distance(run.embedding_ND[ids], retain_RD)),
-            "mmd2": mmd2(retain_RD, run.embedding_ND[ids], unbiased=min(len(ids), len(retain_RD)) > 1),
         }
         for name, ids in sets.items()
     }
+    # Not of each group too: all pairs of the retain set cost far more than the rest together.
+    forget_FD = run.embedding_ND[run.split.forget]
+    unbiased = min(len(forget_FD), len(retain_RD)) > 1
+    geometry["forget"]["mmd2"] = mmd2(retain_RD, forget_FD, unbiased=unbiased)
+    return geometry
 
 
 def neighbours_of(run: "Context") -> dict[str, np.ndarray]:

@@ -175,6 +175,7 @@ CASES = {
     "whole row in registers": lambda: draw(3, WIDEST),
     "one class more than fits": lambda: draw(2, WIDEST + 1),
     "three blocks of classes": lambda: draw(2, 3, 2 * WIDEST + 5),
+    "a large vocabulary": lambda: draw(2, 262_144),
     "huge logits": lambda: draw(40, 10, scale=80.0),
     "far from zero": lambda: (draw(20, 10)[0] + 300, draw(20, 10)[1]),
     "overflowing sums": lambda: (draw(20, 10)[0] - 500, draw(20, 10)[1]),
