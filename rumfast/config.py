@@ -14,6 +14,7 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Refine = Literal["memorization", "distance", "class", "random", "none"]
 Retain = Literal["remaining", "final"]
+Design = Literal["fixed", "independent", "pairs"]  # of random subsets, see PopulationSpec.subset
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -63,12 +64,27 @@ class TrainConfig(Strict):
     seed: int = 0
 
 
+def check_design(design: Design, include: float | None) -> None:
+    """Refuse complementary pairs that are not halves."""
+    if design == "pairs" and include != 0.5:
+        raise ValueError(f"design: pairs are complementary halves, so include must be 0.5, got {include}")
+
+
 class SweepConfig(Strict):
     """A population of models on random subsets, from which memorization is estimated."""
 
     members: Positive = 400
     include: Fraction = 0.7  # share of the training set each member sees
+    design: Design = "fixed"
+    margins: Literal["fp16", "fp32"] = "fp16"  # as stored
+    events: bool = False  # also store what each example's loss said during training (see MemberRecord)
     seed: int = 0
+    scores: str | None = None  # a published score file to read instead of training members
+
+    @model_validator(mode="after")
+    def _pairs_are_halves(self) -> "SweepConfig":
+        check_design(self.design, self.include)
+        return self
 
 
 class ForgetConfig(Strict):

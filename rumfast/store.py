@@ -54,8 +54,10 @@ class RunDir:
         return self.root / "unlearned" / name
 
 
-def write_bytes(path: Path, write: Callable[[Path], None], *, replace: bool = False) -> None:
+def write_bytes(path: Path, write: Callable[[Path], None], *, replace: bool = False) -> bool:
     """Commit the file that ``write(temporary path)`` writes under ``path``.
+
+    Returns False where the file existed already, with the same content.
 
     Args:
         replace: replace an existing file (derived files); otherwise an existing file stays, and must agree.
@@ -77,9 +79,9 @@ def write_bytes(path: Path, write: Callable[[Path], None], *, replace: bool = Fa
         sync(temporary)
         if replace:
             os.replace(temporary, path)
-        else:
-            _link(temporary, path)
+        committed = replace or _link(temporary, path)
         sync(path.parent)
+        return committed
     except OSError as error:
         raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
     finally:
@@ -89,14 +91,16 @@ def write_bytes(path: Path, write: Callable[[Path], None], *, replace: bool = Fa
             os.close(handle)
 
 
-def _link(temporary: Path, path: Path) -> None:
+def _link(temporary: Path, path: Path) -> bool:
     try:
         os.link(temporary, path)
+        return True
     except FileExistsError:
         if content_digest(temporary) != content_digest(path):
             raise MismatchError(
                 f"{path}: exists with other content; it was kept. Use another --out"
             ) from None
+        return False
 
 
 def _lock(handle: int) -> bool:
@@ -149,14 +153,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_npz(path: Path, arrays: Mapping[str, Any], *, replace: bool = False) -> None:
-    """Commit named arrays as a compressed npz, whose CRCs catch later damage."""
+def write_npz(path: Path, arrays: Mapping[str, Any], *, replace: bool = False, compress: bool = True) -> bool:
+    """Commit named arrays as an npz, whose CRCs catch later damage; returns as :func:`write_bytes`."""
+    save = np.savez_compressed if compress else np.savez
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            save(file, **arrays)  # type: ignore[arg-type]
 
-    write_bytes(path, write, replace=replace)
+    return write_bytes(path, write, replace=replace)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -175,6 +180,21 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except NPZ_ERRORS as error:
+        raise DataError(f"{path}: damaged or not an npz file: {error}") from None
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """Read one small array of an npz, without reading the others.
+
+    Raises:
+        DataError: as :func:`read_npz`, as far as one array can tell.
+    """
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            return np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (*NPZ_ERRORS, KeyError) as error:
         raise DataError(f"{path}: damaged or not an npz file: {error}") from None
 
 

@@ -194,9 +194,7 @@ def _neighbourhoods(images: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "example": _example(row["example"]),
-            "nearest": [
-                _example(near) | {"distance": f"{near['distance']:.3g}"} for near in row["nearest"]
-            ],
+            "nearest": [_example(near) | {"distance": f"{near['distance']:.3g}"} for near in row["nearest"]],
         }
         for row in images.get("neighbours") or ()
     ]

@@ -63,3 +63,23 @@ class ProxyTotals:
             raise DataError("proxies: no forward pass was added; give train(…, observe=totals.add)")
         mean_4N = torch.where(self._count_N > 0, self._total_4N / self._count_N, torch.nan)
         return ProxyScores(*mean_4N.cpu().numpy())
+
+
+class TrainingEvents(ProxyTotals):
+    """Proxies, and in which epochs each example was classified as labelled.
+
+    ``learned_EN`` [E, N] is boolean: the outcome of the example's e-th forward pass, before its step; False
+    where there was none. Learning and forgetting events are its changes along E (Toneva et al. 2019, arXiv
+    1812.05159, section 3).
+    """
+
+    def __init__(self, examples: int, epochs: int) -> None:
+        super().__init__(examples)
+        self.learned_EN = torch.zeros(epochs, examples, dtype=torch.bool)
+
+    def add(self, id_B: Tensor, logits_BC: Tensor, label_B: Tensor) -> None:
+        """Count one forward pass of the examples ``id_B``, unique int64 ids."""
+        self.learned_EN = self.learned_EN.to(id_B.device)
+        epoch_B = self._count_N.to(id_B.device)[id_B]
+        super().add(id_B, logits_BC, label_B)
+        self.learned_EN[epoch_B, id_B] = logits_BC.argmax(1) == label_B

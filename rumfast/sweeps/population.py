@@ -1,5 +1,6 @@
 """A population's folder: its spec, and the members that are complete."""
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rumfast.config import explain
-from rumfast.errors import DataError
+from rumfast.errors import DataError, StorageError
 from rumfast.store import commit_folder, read_json, read_npz, require_same, write_json
 from rumfast.sweeps.records import MemberRecord, load_record, save_record
 from rumfast.sweeps.spec import PopulationSpec
 
 
 class Population:
-    """One folder with ``spec.json`` and a file or folder per complete member.
+    """One folder with ``spec.json``, a file or folder per complete member, and the workers' journals.
 
     Members of kind ``subsets`` are records (``members/000123.npz``); all others keep the model:
     ``000/`` with ``model.safetensors``, ``outputs.npz`` (logits) and ``metrics.json``.
@@ -66,12 +67,24 @@ class Population:
         return self.root / f"{index:03d}"
 
     def done(self, indices: Iterable[int]) -> list[int]:
-        """Those of ``indices`` that are complete."""
-        return [index for index in indices if self.member(index).exists()]
+        """Those of ``indices`` that are complete, by one listing of the folder."""
+        complete = self._complete()
+        return [index for index in indices if index in complete]
 
-    def save_record(self, record: MemberRecord) -> None:
-        """Commit a member of a sweep."""
-        save_record(self.member(record.index), record)
+    def _complete(self) -> set[int]:
+        folder = self.root / "members" if self.spec.kind == "subsets" else self.root
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry.name.removesuffix(".npz") for entry in entries]
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+        return {int(name) for name in names if name.isdecimal()}
+
+    def save_record(self, record: MemberRecord) -> bool:
+        """Commit a member of a sweep; False where another worker has committed the same before."""
+        return save_record(self.member(record.index), record)
 
     def record(self, index: int) -> MemberRecord:
         """Read a member of a sweep and check that it belongs here."""
@@ -94,8 +107,8 @@ class Population:
         train_NC: np.ndarray,
         test_NC: np.ndarray,
         metrics: dict[str, object],
-    ) -> None:
-        """Commit a model with its logits on all examples."""
+    ) -> bool:
+        """Commit a model with its logits on all examples; False where another worker has committed it."""
 
         def fill(folder: Path) -> None:
             weights = save({name: tensor.contiguous() for name, tensor in state.items()})
@@ -104,7 +117,7 @@ class Population:
                 np.savez_compressed(file, train=train_NC, test=test_NC)
             write_json(folder / "metrics.json", metrics)
 
-        commit_folder(self.member(index), fill)
+        return commit_folder(self.member(index), fill)
 
     def state(self, index: int) -> dict[str, Tensor]:
         """Weights of model ``index``.

@@ -12,7 +12,7 @@ from rumfast.data import Dataset
 from rumfast.errors import DivergedError, UsageError
 from rumfast.progress import track
 from rumfast.runtime import pick_device, pick_precision
-from rumfast.sweeps.engines import LocalEngine
+from rumfast.sweeps.engines import Engine, LocalEngine
 from rumfast.sweeps.population import Population
 from rumfast.sweeps.spec import DataRef, PopulationSpec
 
@@ -90,7 +90,7 @@ def run_sweep(
 
 
 def train_members(
-    engine: LocalEngine, population: Population, indices: Sequence[int], description: str
+    engine: Engine, population: Population, indices: Sequence[int], description: str
 ) -> list[float]:
     """Train the members that are missing, with progress; returns the seconds that each of them took."""
     done = population.done(indices)

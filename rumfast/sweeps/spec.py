@@ -3,11 +3,11 @@
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from rumfast.config import Retain, Strict, TrainConfig
-from rumfast.data import Dataset
-from rumfast.errors import UsageError
+from rumfast.config import Design, Retain, Strict, TrainConfig, check_design
+from rumfast.data import Dataset, load_dataset
+from rumfast.errors import MismatchError, UsageError
 from rumfast.runtime import derive_seed
 
 Kind = Literal["subsets", "original", "oracle", "unlearned"]
@@ -42,6 +42,20 @@ class DataRef(Strict):
             seed=seed,
         )
 
+    def load(self) -> Dataset:
+        """The data set.
+
+        Raises:
+            MismatchError: what lies there is something else.
+        """
+        data = load_dataset(self.location).take(self.train_examples, self.test_examples, self.seed)
+        if data.fingerprint != self.fingerprint:
+            raise MismatchError(
+                f"{self.location}: content is {data.fingerprint[:12]}, the population was made "
+                f"with {self.fingerprint[:12]}"
+            )
+        return data
+
 
 class GroupSpec(Strict):
     """A refined group, as stored."""
@@ -64,6 +78,9 @@ class PopulationSpec(Strict):
     seed: int = 0
     precision: str  # resolved, since "auto" differs between machines
     include: Annotated[float, Field(gt=0, lt=1)] | None = None
+    design: Design = "fixed"
+    margins: Literal["fp16", "fp32"] = "fp16"
+    events: bool = False
     excluded: tuple[int, ...] = ()
     forget: tuple[int, ...] = ()
     groups: tuple[GroupSpec, ...] = ()
@@ -71,6 +88,11 @@ class PopulationSpec(Strict):
     retain: Retain = "remaining"
     budget: int | None = None  # examples
     parent: str | None = None  # folder of the originals, relative to the population's own
+
+    @model_validator(mode="after")
+    def _pairs_are_halves(self) -> "PopulationSpec":
+        check_design(self.design, self.include)
+        return self
 
     def pool(self, examples: int) -> np.ndarray:
         """Ids that may be trained on, of a training set of ``examples``."""
@@ -81,15 +103,22 @@ class PopulationSpec(Strict):
         return np.setdiff1d(self.pool(examples), np.array(self.forget, np.int64))
 
     def subset(self, index: int, examples: int) -> np.ndarray:
-        """Sorted ids of member ``index``'s random subset: ⌊include · |pool|⌋ of the pool.
+        """Sorted ids of member ``index``'s random subset of the pool.
+
+        ``fixed``: ⌊include · |pool|⌋ of them, drawn anew for each member. ``independent``: each of them with
+        probability ``include``. ``pairs``: member 2k has ⌊|pool| / 2⌋ of them, member 2k + 1 all others.
 
         Depends on the seed, the index and the pool alone.
         """
         assert self.include is not None
         pool = self.pool(examples)
-        draw = np.random.Generator(np.random.PCG64(derive_seed("subset", self.seed, index)))
+        drawn = index // 2 if self.design == "pairs" else index
+        draw = np.random.Generator(np.random.PCG64(derive_seed("subset", self.seed, drawn)))
+        if self.design == "independent":
+            return pool[draw.random(len(pool)) < self.include]
         size = int(round(self.include * len(pool), 9))  # 0.7 · 90 is 62.99…
-        return np.sort(draw.choice(pool, size, replace=False))
+        chosen = np.sort(draw.choice(pool, size, replace=False))
+        return np.setdiff1d(pool, chosen) if self.design == "pairs" and index % 2 else chosen
 
     def member_seed(self, index: int) -> int:
         """Seed of member ``index``'s weights, order and relabelling."""

@@ -8,13 +8,13 @@ import numpy as np
 
 from rumfast.errors import DataError, UsageError
 from rumfast.store import write_bytes
-from rumfast.sweeps.engines import LocalEngine
+from rumfast.sweeps.engines import Engine
 from rumfast.sweeps.population import Population
 from rumfast.sweeps.run import load_sweep, train_members
 
 
 def estimate(
-    engine: LocalEngine, population: Population, members: int, usd_per_gpu_hour: float | None = None
+    engine: Engine, population: Population, members: int, usd_per_gpu_hour: float | None = None
 ) -> dict[str, Any]:
     """Train two members per worker, which are kept, and say what the whole sweep takes.
 
@@ -24,7 +24,7 @@ def estimate(
     Raises:
         UsageError: all of these members exist already, so there is nothing to time.
     """
-    workers, include = len(engine.slots), population.spec.include
+    workers, include = engine.workers, population.spec.include
     assert include is not None
     missing = [index for index in range(members) if not population.member(index).exists()]
     if not missing:

@@ -1,8 +1,8 @@
 """Train members of populations: ``python -m rumfast.sweeps.worker --device cpu`` serves one engine slot.
 
-One JSON task per line on stdin ({"population": folder, "index": i}), one JSON answer per line on stdout. The
-worker keeps the data set and the compiled model from task to task. It holds no state that the store lacks:
-when stdin ends it exits, and any other worker can do the rest.
+One JSON task per line on stdin ({"population": folder, "index": i}), one JSON answer per line on stdout;
+other engines call ``do_chunk`` in processes of theirs. The worker keeps the data set and the compiled model from task to task. It holds no state that the store lacks:
+any other worker can do the rest.
 """
 
 import argparse
@@ -10,20 +10,26 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rumfast.data import Dataset, load_dataset
-from rumfast.errors import DataError, DivergedError, MismatchError, RumfastError
+from rumfast.data import Dataset
+from rumfast.errors import DataError, DivergedError, MismatchError, RumfastError, StorageError
 from rumfast.inference import predict
 from rumfast.plans import bind, parse_plan, run_plan, spread_budget
 from rumfast.refinement import Group
 from rumfast.runtime import pick_device, pick_precision
+from rumfast.scores.proxies import TrainingEvents
+from rumfast.sweeps.journal import Journal
 from rumfast.sweeps.population import Population
 from rumfast.sweeps.records import MemberRecord
+from rumfast.sweeps.sharing import with_shared_images
 from rumfast.sweeps.spec import DataRef, PopulationSpec
 from rumfast.training import Learner
 
@@ -35,32 +41,44 @@ class Worker:
         self.device = device
         self._data: dict[str, Dataset] = {}
         self._learners: dict[tuple[str, str], Learner] = {}
+        self._journals: dict[Path, Journal] = {}
 
-    def do(self, root: Path, index: int) -> dict[str, Any]:
-        """Train and commit one member; a member that exists is left alone."""
+    def do(self, root: Path, index: int, images: str | None = None) -> dict[str, Any]:
+        """Train and commit one member, and keep the journal; a member that exists is left alone.
+
+        Args:
+            images: where the images of the population's data set lie decoded, see ``SharedImages``.
+        """
         population = Population.open(root)
         if population.member(index).exists():
             return {"status": "done", "wall_s": 0.0}
-        started = time.perf_counter()
-        learner = self._learner(population.spec)
-        status = "done"
-        if population.spec.kind == "subsets":
-            record = train_record(learner, population.spec, index, self._dataset(population.spec.data))
-            population.save_record(record)
-            status = "diverged" if record.diverged else "done"
-        else:
-            train_model(learner, population, index, self._dataset(population.spec.data))
-        return {"status": status, "wall_s": time.perf_counter() - started}
+        if root not in self._journals:
+            self._journals[root] = Journal(root)
+        journal, started = self._journals[root], time.perf_counter()
+        journal.write(index, "begun")
+        try:
+            committed, status = self._train(population, index, images)
+        except Exception as error:
+            # An error while training is the member's; no journal can tell of a disk that is full.
+            with suppress(StorageError):
+                journal.write(index, "failed", kind=type(error).__name__, message=str(error))
+            raise
+        wall_s = time.perf_counter() - started
+        journal.write(index, status if committed else "repeated", wall_s=wall_s)
+        return {"status": status, "wall_s": wall_s}
 
-    def _dataset(self, ref: DataRef) -> Dataset:
+    def _train(self, population: Population, index: int, images: str | None) -> tuple[bool, str]:
+        spec = population.spec
+        data, learner = self._dataset(spec.data, images), self._learner(spec)
+        if spec.kind == "subsets":
+            record = train_record(learner, spec, index, data)
+            return population.save_record(record), "diverged" if record.diverged else "done"
+        return train_model(learner, population, index, data), "done"
+
+    def _dataset(self, ref: DataRef, images: str | None = None) -> Dataset:
         if ref.fingerprint not in self._data:
-            data = load_dataset(ref.location).take(ref.train_examples, ref.test_examples, ref.seed)
-            if data.fingerprint != ref.fingerprint:
-                raise MismatchError(
-                    f"{ref.location}: content is {data.fingerprint[:12]}, the population was made "
-                    f"with {ref.fingerprint[:12]}"
-                )
-            self._data[ref.fingerprint] = data
+            data = ref.load()
+            self._data[ref.fingerprint] = data if images is None else with_shared_images(data, images)
         return self._data[ref.fingerprint]
 
     def _learner(self, spec: PopulationSpec) -> Learner:
@@ -83,9 +101,11 @@ def train_record(learner: Learner, spec: PopulationSpec, index: int, data: Datas
     include_N = np.zeros(len(data), bool)
     include_N[subset] = True
     ids = torch.as_tensor(subset, device=learner.device)
-    nothing = np.empty(0, bool), np.empty(0, bool), np.empty(0, np.float16), np.empty(0, np.float16)
+    events = TrainingEvents(len(data), spec.train.epochs) if spec.events else None
+    dtype = np.float16 if spec.margins == "fp16" else np.float32
+    nothing = np.empty(0, bool), np.empty(0, bool), np.empty(0, dtype), np.empty(0, dtype)
     try:
-        learner.fit(ids, spec.member_seed(index))
+        learner.fit(ids, spec.member_seed(index), None if events is None else events.add)
     except DivergedError:
         return MemberRecord(index, include_N, *nothing, spec.data.fingerprint, diverged=True)
     predictions = predict(learner.model, data)
@@ -95,19 +115,21 @@ def train_record(learner: Learner, spec: PopulationSpec, index: int, data: Datas
         include_N,
         train.correct.numpy(),
         test.correct.numpy(),
-        _half(train.margin),
-        _half(test.margin),
+        _stored(train.margin, dtype),
+        _stored(test.margin, dtype),
         spec.data.fingerprint,
+        learned_EN=None if events is None else events.learned_EN.cpu().numpy(),
+        proxies_KN=None if events is None else np.stack(events.scores()).astype(np.float32),
     )
 
 
-def _half(margin: torch.Tensor) -> np.ndarray:
-    limit = torch.finfo(torch.float16).max
-    return margin.clamp(-limit, limit).half().numpy()
+def _stored(margin: torch.Tensor, dtype: type) -> np.ndarray:
+    limit = float(np.finfo(dtype).max)
+    return margin.clamp(-limit, limit).numpy().astype(dtype)
 
 
-def train_model(learner: Learner, population: Population, index: int, data: Dataset) -> None:
-    """Train, or unlearn, one model and commit it with its logits."""
+def train_model(learner: Learner, population: Population, index: int, data: Dataset) -> bool:
+    """Train, or unlearn, one model and commit it with its logits; False where another worker has before."""
     spec, started, before = population.spec, time.perf_counter(), learner.examples
     metrics: dict[str, object] = {}
     if spec.kind == "unlearned":
@@ -118,7 +140,7 @@ def train_model(learner: Learner, population: Population, index: int, data: Data
     metrics |= {"examples": learner.examples - before, "wall_s": time.perf_counter() - started}
     predictions = predict(learner.model, data)
     state = {name: tensor.cpu() for name, tensor in learner.model.state_dict().items()}
-    population.save_model(index, state, predictions.train_NC, predictions.test_NC, metrics)
+    return population.save_model(index, state, predictions.train_NC, predictions.test_NC, metrics)
 
 
 def unlearn_model(learner: Learner, population: Population, index: int, data: Dataset) -> list[str]:
@@ -137,15 +159,34 @@ def unlearn_model(learner: Learner, population: Population, index: int, data: Da
     return list(result.steps)
 
 
+@cache
+def process_worker(device: str) -> Worker:
+    """The worker of this process; it keeps data and compiled model from chunk to chunk."""
+    if pick_device(device).type == "cpu":
+        # One process per core is faster for small nets, and results do not vary with the number of cores.
+        torch.set_num_threads(1)
+    return Worker(device)
+
+
+def do_chunk(root: str, indices: Sequence[int], device: str = "auto") -> list[dict[str, Any]]:
+    """Train and commit the members ``indices`` that are missing: what cluster engines send to their nodes.
+
+    Raises:
+        RumfastError: of the first member that ended in one; the members before it are kept.
+    """
+    worker = process_worker(device)
+    return [worker.do(Path(root), index) for index in indices]
+
+
 def serve(device: str) -> None:
     """Answer tasks until stdin ends."""
-    worker = Worker(device)
+    worker = process_worker(device)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not come between the answers
     for line in sys.stdin:
         task = json.loads(line)
         try:
-            answer = worker.do(Path(task["population"]), task["index"])
+            answer = worker.do(Path(task["population"]), task["index"], task.get("images"))
         except RumfastError as error:
             answer = {"status": "error", "kind": type(error).__name__, "message": str(error)}
         except Exception as error:  # out of memory, say: trying again would not help, and a traceback neither
@@ -161,11 +202,7 @@ def main() -> None:
     """Entry point of a worker process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
-    if pick_device(arguments.device).type == "cpu":
-        # One process per core is faster for small nets, and results do not vary with the number of cores.
-        torch.set_num_threads(1)
-    serve(arguments.device)
+    serve(parser.parse_args().device)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import pytest
 from rumfast.errors import DataError, MismatchError, PartialError, UsageError
 from rumfast.store import content_digest, remove_partial
 from rumfast.sweeps import LocalEngine, Population, load_sweep
-from rumfast.sweeps.engines import ATTEMPTS, Slot
+from rumfast.sweeps.engines.base import ATTEMPTS
+from rumfast.sweeps.engines.local import Slot
 from rumfast.sweeps.worker import Worker
 
 # Answers as a worker does but trains nothing, and does to itself what its index says.

@@ -1,4 +1,4 @@
-"""Engines run "train member i of that population" somewhere; only the store knows what is done."""
+"""Worker processes on this machine."""
 
 import json
 import os
@@ -6,18 +6,17 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from rumfast import errors
-from rumfast.errors import PartialError, RumfastError, UsageError
+from rumfast.errors import UsageError
 from rumfast.runtime import pick_device, usable_cores
 from rumfast.store import remove_partial
+from rumfast.sweeps.engines.base import ATTEMPTS, OnDone, error_of, ignore
 from rumfast.sweeps.population import Population
-
-ATTEMPTS = 3  # times a member may take its worker down with it
+from rumfast.sweeps.sharing import SharedImages
 
 
 class WorkerDied(Exception):
@@ -108,7 +107,14 @@ class LocalEngine:
         else:
             devices = [str(where)] * (usable_cores() if where.type == "cpu" else 1)
         count = workers or len(devices)
+        self.device = device
         self.slots = [Slot(devices[index % len(devices)]) for index in range(count)]
+        self._images = SharedImages() if where.type == "cpu" and count > 1 else None
+
+    @property
+    def workers(self) -> int:
+        """Members that are trained at the same time."""
+        return len(self.slots)
 
     def __enter__(self) -> "LocalEngine":
         return self
@@ -116,13 +122,10 @@ class LocalEngine:
     def __exit__(self, kind: type | None, *_: object) -> None:
         for slot in self.slots:
             slot.stop(kill=kind is not None)
+        if self._images is not None:
+            self._images.close()
 
-    def run(
-        self,
-        population: Population,
-        indices: Iterable[int],
-        on_done: Callable[[dict[str, Any]], None] = lambda answer: None,
-    ) -> None:
+    def run(self, population: Population, indices: Iterable[int], on_done: OnDone = ignore) -> None:
         """Train the members ``indices`` that the store lacks; ``on_done`` gets each one's status and wall_s.
 
         Raises:
@@ -132,11 +135,16 @@ class LocalEngine:
         missing: queue.SimpleQueue[int] = queue.SimpleQueue()
         for index in sorted(set(indices) - set(population.done(indices))):
             missing.put(index)
-        answers: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
         expected = missing.qsize()
+        if not expected:
+            return
+        task: dict[str, Any] = {"population": str(population.root.resolve())}
+        if self._images is not None:
+            task["images"] = self._images.path(population.spec.data)
+        answers: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
         slots = self.slots[:expected]
         threads = [
-            threading.Thread(target=_drain, args=(slot, population, missing, answers), daemon=True)
+            threading.Thread(target=_drain, args=(slot, task, missing, answers), daemon=True)
             for slot in slots
         ]
         for thread in threads:
@@ -145,7 +153,7 @@ class LocalEngine:
             for _ in range(expected):
                 index, answer = answers.get()
                 if answer["status"] == "error":
-                    raise _error(population, index, answer)
+                    raise error_of(population, index, answer["kind"], answer["message"])
                 on_done(answer)
             for thread in threads:
                 thread.join()
@@ -172,7 +180,7 @@ class LocalEngine:
 
 def _drain(
     slot: Slot,
-    population: Population,
+    task: dict[str, Any],
     missing: "queue.SimpleQueue[int]",
     answers: "queue.SimpleQueue[tuple[int, dict[str, Any]]]",
 ) -> None:
@@ -183,7 +191,7 @@ def _drain(
         except queue.Empty:
             return
         try:
-            answer = _attempt(slot, population, index)
+            answer = _attempt(slot, task | {"index": index})
         except Exception as error:  # a thread that ends without an answer would be waited for
             answer = {
                 "status": "error",
@@ -193,11 +201,11 @@ def _drain(
         answers.put((index, answer))
 
 
-def _attempt(slot: Slot, population: Population, index: int) -> dict[str, Any]:
+def _attempt(slot: Slot, task: dict[str, Any]) -> dict[str, Any]:
     reason = ""
     for _ in range(ATTEMPTS):
         try:
-            return slot.ask({"population": str(population.root.resolve()), "index": index})
+            return slot.ask(task)
         except WorkerDied as error:
             reason = str(error)
     return {
@@ -206,8 +214,3 @@ def _attempt(slot: Slot, population: Population, index: int) -> dict[str, Any]:
         "message": f"its worker died {ATTEMPTS} times ({reason}); finished members are kept, "
         "the same command resumes",
     }
-
-
-def _error(population: Population, index: int, answer: dict[str, Any]) -> RumfastError:
-    kind = getattr(errors, answer["kind"], PartialError)
-    return kind(f"{population.root}, member {index}: {answer['message']}")
