@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rumfast.errors import StorageError
 
@@ -57,7 +57,8 @@ class Journal:
                 return  # the folder was deleted, or the disk fails, which the next write will say
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Failure:
     """A member that ended in an error."""
 
     at: float  # seconds since 1970

@@ -48,7 +48,7 @@ def save_record(path: Path, record: MemberRecord) -> bool:
         "test_examples": len(record.correct_test_N),
         "diverged": record.diverged,
     }
-    arrays = {
+    arrays: dict[str, Any] = {
         "include": np.packbits(record.include_N),
         "correct": np.packbits(record.correct_N),
         "correct_test": np.packbits(record.correct_test_N),

@@ -1,8 +1,8 @@
-"""Train members of populations: ``python -m rumfast.sweeps.worker --device cpu`` serves one engine slot.
+"""Train members of populations: ``python -m rumfast.sweeps.worker --device cpu`` serves one slot.
 
 One JSON task per line on stdin ({"population": folder, "index": i}), one JSON answer per line on stdout;
-other engines call ``do_chunk`` in processes of theirs. The worker keeps the data set and the compiled model from task to task. It holds no state that the store lacks:
-any other worker can do the rest.
+other engines call ``do_chunk`` in processes of theirs. A worker keeps the data set and the compiled model
+from task to task. It holds no state that the store lacks: any other worker can do the rest.
 """
 
 import argparse
