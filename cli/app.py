@@ -1,12 +1,24 @@
 """The commands. Heavy imports stay inside them, so that ``--help`` answers at once."""
 
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from rumfast.cli import data, sweep
 from rumfast.cli.benchmarks import bench
-from rumfast.cli.options import After, Device, Forget, Json, Out, RecipeArgument, Workers, recipe_for
+from rumfast.cli.options import (
+    After,
+    Device,
+    EngineName,
+    Forget,
+    Json,
+    Out,
+    RecipeArgument,
+    Scores,
+    Workers,
+    recipe_for,
+)
 from rumfast.cli.output import show, show_evaluation
 
 app = typer.Typer(
@@ -40,14 +52,13 @@ def demo(
     out: Out = Path("runs/demo"), device: Device = "auto", workers: Workers = None, json_output: Json = False
 ) -> None:
     """Run the whole pipeline on scikit-learn's digits, in about two minutes on two CPU cores."""
-    _stages("digits.toml", out, "report", device, workers, json_output)
+    _stages(recipe_for("digits.toml", out), out, "report", device, workers, "local", json_output)
 
 
 # verb → (last stage, help); every verb does the stages before it that the folder lacks
 VERBS = {
     "run": ("report", "Run every stage of a recipe in order; resumes where it stopped."),
     "train": ("train", "Train the original models (and pack the data, if the recipe names a source)."),
-    "score": ("score", "Reduce the sweep to memorization scores (after the stages before it)."),
     "refine": ("refine", "Choose the forget set and refine it into groups (after the stages before it)."),
     "unlearn": ("unlearn", "Run every plan from every original (after the stages before it)."),
     "evaluate": ("evaluate", "Hold every unlearned model against the oracles (after the stages before it)."),
@@ -63,31 +74,56 @@ def _add_verb(name: str, until: str, text: str) -> None:
         out: Out,
         device: Device = "auto",
         workers: Workers = None,
+        engine: EngineName = "local",
         forget: Forget = None,
         after: After = None,
+        scores: Scores = None,
         json_output: Json = False,
     ) -> None:
-        _stages(recipe, out, until, device, workers, json_output, forget, after)
+        chosen = recipe_for(recipe, out, forget, after, scores)
+        _stages(chosen, out, until, device, workers, engine, json_output)
 
 
 for _name, (_until, _text) in VERBS.items():
     _add_verb(_name, _until, _text)
 
 
+@app.command()
+def score(
+    recipe: RecipeArgument = None,
+    *,
+    out: Out,
+    device: Device = "auto",
+    workers: Workers = None,
+    engine: EngineName = "local",
+    forget: Forget = None,
+    after: After = None,
+    scores: Scores = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Also write them here, as the name ends: .npz, .parquet or .csv.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Reduce the sweep to memorization scores (after the stages before it), or read published ones."""
+    chosen = recipe_for(recipe, out, forget, after, scores)
+    _stages(chosen, out, "score", device, workers, engine, json_output, export)
+
+
 def _stages(
-    recipe: str | None,
+    recipe: Any,
     out: Path,
     until: str,
     device: str,
     workers: int | None,
+    engine: str,
     json_output: bool,
-    forget: str | None = None,
-    after: str | None = None,
+    export: Path | None = None,
 ) -> None:
-    chosen = recipe_for(recipe, out, forget, after)
     from rumfast.pipeline import run as run_stages
+    from rumfast.sweeps import open_engine
 
-    results = run_stages(chosen, out, until=until, device=device, workers=workers)
+    chosen = open_engine(engine, workers=workers, device=device)
+    results = run_stages(recipe, out, until=until, device=device, engine=chosen, export=export)
     if "evaluate" in results:
         show_evaluation(results["evaluate"], json_output)
         if "report" in results and not json_output:

@@ -31,7 +31,7 @@ def bench(
     from rumfast.errors import MismatchError
     from rumfast.store import read_json, write_json
 
-    previous = read_json(compare) if compare else None
+    previous = read_json(compare, sealed=False) if compare else None
     record = benchmarks.run(suite.value, quick)
     typer.echo(json.dumps(record) if json_output else benchmarks.table(record))
     if save:

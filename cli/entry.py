@@ -1,5 +1,6 @@
 """Entry point: the Typer app, its exit codes and signals."""
 
+import os
 import signal
 import sys
 
@@ -7,11 +8,14 @@ from rumfast.cli.app import app
 from rumfast.errors import RumfastError, StorageError
 
 INTERRUPTED = 130
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # Slurm can send SIGUSR2 before a time limit
 
 
 def main() -> None:
     """Run ``rumfast``; every error rumfast foresees ends in one line on stderr and its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in INTERRUPTS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and shells' background jobs start us
+            signal.signal(number, _interrupt)
     try:
         app()
     except RumfastError as error:
@@ -25,6 +29,9 @@ def main() -> None:
 
 
 def _interrupt(signum: int, frame: object) -> None:
+    """Stop in order; a second signal ends the process whatever it does, and workers follow it."""
+    for number in INTERRUPTS:
+        signal.signal(number, lambda *_: os._exit(INTERRUPTED))
     raise KeyboardInterrupt
 
 

@@ -27,10 +27,27 @@ After = Annotated[
     str | None,
     typer.Option("--from", help="Unlearned models of an earlier request (RUN/unlearned/PLAN) to start from."),
 ]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="local, ray(address=auto, gpus=0.25), slurm(partition=gpu, slots=64): where models are trained.",
+    ),
+]
+Scores = Annotated[
+    str | None,
+    typer.Option(help="Published memorization scores (npz) to read instead of training the sweep."),
+]
 Members = Annotated[str | None, typer.Option(help="Part of the sweep, e.g. 0:400.")]
 
 
-def recipe_for(recipe: str | None, out: Path, forget: str | None = None, after: str | None = None) -> Any:
+def recipe_for(
+    recipe: str | None,
+    out: Path,
+    forget: str | None = None,
+    after: str | None = None,
+    scores: str | None = None,
+) -> Any:
     """The recipe that a command works with: the given one, or the run's own, with overrides."""
     from rumfast.config import load_recipe
     from rumfast.errors import UsageError
@@ -41,7 +58,10 @@ def recipe_for(recipe: str | None, out: Path, forget: str | None = None, after: 
         raise UsageError(f"recipe: {out} holds no run yet; name a recipe, e.g. digits.toml")
     loaded = load_recipe(recipe or stored)
     changes = {key: value for key, value in {"request": forget, "after": after}.items() if value is not None}
-    return loaded.model_copy(update={"forget": loaded.forget.model_copy(update=changes)})
+    updated: dict[str, Any] = {"forget": loaded.forget.model_copy(update=changes)}
+    if scores is not None:
+        updated["sweep"] = loaded.sweep.model_copy(update={"scores": scores})
+    return loaded.model_copy(update=updated)
 
 
 def member_range(text: str | None) -> range | None:

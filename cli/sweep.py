@@ -5,11 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
-from rumfast.cli.options import Device, Json, Members, Out, RecipeArgument, Workers, member_range, recipe_for
+from rumfast.cli.options import (
+    Device,
+    EngineName,
+    Json,
+    Members,
+    Out,
+    RecipeArgument,
+    Workers,
+    member_range,
+    recipe_for,
+)
 from rumfast.cli.output import show
 
 app = typer.Typer(no_args_is_help=True, help="Train the models that memorization is estimated from.")
-Engine = Annotated[str, typer.Option(help="local: processes on this machine.")]
 
 
 def _sweep(recipe: str | None, out: Path, engine: Any, device: str) -> tuple[Any, int]:
@@ -29,15 +38,6 @@ def _existing(out: Path) -> tuple[Any, int]:
     return Population.open(RunDir(out).sweep), recipe_for(None, out).sweep.members
 
 
-def _engine(name: str, workers: int | None, device: str) -> Any:
-    from rumfast.errors import UsageError
-    from rumfast.sweeps import LocalEngine
-
-    if name != "local":
-        raise UsageError(f"--engine: got {name!r}, expected local")
-    return LocalEngine(workers, device)
-
-
 @app.command()
 def plan(
     recipe: RecipeArgument = None,
@@ -45,16 +45,19 @@ def plan(
     out: Out,
     device: Device = "auto",
     workers: Workers = None,
-    engine: Engine = "local",
-    usd_per_gpu_hour: Annotated[float | None, typer.Option(help="Price of one device.")] = None,
+    engine: EngineName = "local",
+    slots: Annotated[int, typer.Option(min=1, help="Workers of the cluster to reckon with.")] = 16,
+    usd_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="Price of one device.")] = None,
     json_output: Json = False,
 ) -> None:
     """Train two members per worker, then say what the whole sweep takes."""
+    from rumfast.sweeps import open_engine
     from rumfast.sweeps.upkeep import estimate
 
-    with _engine(engine, workers, device) as pool:
+    with open_engine(engine, workers=workers, device=device) as pool:
         population, members = _sweep(recipe, out, pool, device)
-        show(estimate(pool, population, members, usd_per_gpu_hour), json_output, "sweep-plan")
+        result = estimate(pool, population, members, slots=slots, usd_per_gpu_hour=usd_per_gpu_hour)
+        show(result, json_output, "sweep-plan")
 
 
 @app.command()
@@ -64,23 +67,33 @@ def run(
     out: Out,
     device: Device = "auto",
     workers: Workers = None,
-    engine: Engine = "local",
+    engine: EngineName = "local",
     members: Members = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Slurm: submit and leave.")] = False,
     json_output: Json = False,
 ) -> None:
     """Train the members that are missing, all or those of --members."""
+    from rumfast.errors import UsageError
+    from rumfast.sweeps import open_engine
     from rumfast.sweeps.run import train_members
     from rumfast.sweeps.upkeep import status as count
 
-    with _engine(engine, workers, device) as pool:
+    with open_engine(engine, workers=workers, device=device) as pool:
         population, total = _sweep(recipe, out, pool, device)
-        train_members(pool, population, member_range(members) or range(total), "sweep members")
-        show(count(population, total), json_output, "sweep-status")
+        chosen = member_range(members) or range(total)
+        if not detach:
+            train_members(pool, population, chosen, "sweep members")
+            show(count(population, total), json_output, "sweep-status")
+        elif hasattr(pool, "launch"):
+            job = pool.launch(population, chosen)
+            show({"job": job, "watch": f"rumfast sweep status --out {out}"}, json_output, "sweep-launch")
+        else:
+            raise UsageError(f"--detach: only Slurm trains on without this command, not {engine}")
 
 
 @app.command()
 def status(out: Out, json_output: Json = False) -> None:
-    """Count complete, missing and diverged members."""
+    """Count members done, running, failed, diverged and missing, and say when the last will be there."""
     from rumfast.sweeps.upkeep import status as count
 
     show(count(*_existing(out)), json_output, "sweep-status")

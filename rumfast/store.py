@@ -26,6 +26,7 @@ from rumfast.errors import DataError, MismatchError, StorageError
 
 TEMPORARY = ".partial-"
 ENTRIES_FROM_END = 12  # bytes from the end of a zip file to its number of entries
+SEAL = "sha256"  # key of a JSON file's last entry, the digest of the others
 
 
 class RunDir:
@@ -40,6 +41,7 @@ class RunDir:
         self.sweep = self.root / "sweep"
         self.oracles = self.root / "oracles"
         self.memorization = self.root / "scores" / "memorization.npz"
+        self.sweep_summary = self.root / "scores" / "sweep.json"
         self.distance = self.root / "scores" / "distance.npz"
         self.geometry = self.root / "scores" / "geometry.json"
         self.forget = self.root / "forget" / "split.npz"
@@ -122,9 +124,14 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, replace: bool = True) -> None:
-    """Commit ``content`` as JSON."""
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_text(path, text, replace=replace)
+    """Commit ``content`` as JSON, with its digest as the last entry: any other digit would be valid too."""
+    write_text(path, _seal(content), replace=replace)
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    body = json.dumps(content, indent=1, allow_nan=False)
+    sealed = {**content, SEAL: hashlib.sha256(body.encode()).hexdigest()}
+    return json.dumps(sealed, indent=1, allow_nan=False) + "\n"
 
 
 def write_text(path: Path, text: str, *, replace: bool = True) -> None:
@@ -136,21 +143,35 @@ def write_text(path: Path, text: str, *, replace: bool = True) -> None:
     write_bytes(path, write, replace=replace)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, sealed: bool = True) -> dict[str, Any]:
     """Read a JSON object.
 
+    Args:
+        sealed: accept only what :func:`write_json` wrote, byte for byte.
+
     Raises:
-        DataError: missing, or not a JSON object.
+        DataError: missing, not a JSON object, or altered.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode()
+        content = json.loads(text)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    content.pop(SEAL, None)
+    if sealed and not _is_sealed(content, text):
+        raise DataError(f"{path}: damaged, or altered since rumfast wrote it")
     return content
+
+
+def _is_sealed(content: dict[str, Any], text: str) -> bool:
+    try:
+        return _seal(content) == text
+    except (ValueError, RecursionError):  # NaN, say, which json reads and we never write
+        return False
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any], *, replace: bool = False, compress: bool = True) -> bool:
@@ -238,6 +259,20 @@ def commit_folder(path: Path, fill: Callable[[Path], None]) -> bool:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(handle)
+
+
+def require_writable(folder: Path) -> None:
+    """Find out now, and not after the first member was trained, that nothing can be stored in ``folder``.
+
+    Raises:
+        StorageError: no file can be made there.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
+        os.close(handle)
+        os.unlink(name)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot write: {error.strerror or error}") from error
 
 
 def remove_partial(root: Path) -> None:

@@ -17,13 +17,25 @@ FLOORS = {
     "sweeps": 5,
     "plans": 4,
     "algorithms": 3,
-    "training": 2, "inference": 2, "reporting": 2,
+    "training": 2, "inference": 2, "reporting": 2, "score_files": 2,
     "loaders": 1, "scores": 1, "refinement": 1, "store": 1, "doctor": 1,
     "kernels": 0, "models": 0, "data": 0, "evaluation": 0, "config": 0, "runtime": 0, "recipes": 0,
     "progress": -1, "errors": -1,
 }  # fmt: skip
 BASES = {"runtime", "config", "kernels", "recipes"}  # what the rest of floor 0 may stand on
-DISK = {"data", "loaders", "store", "sweeps", "reporting", "pipeline", "recipes", "config", "cli", "bench"}
+DISK = {
+    "data",
+    "loaders",
+    "store",
+    "score_files",
+    "sweeps",
+    "reporting",
+    "pipeline",
+    "recipes",
+    "config",
+    "cli",
+    "bench",
+}
 DISK_CALLS = {
     "open", "write_text", "write_bytes", "read_text", "read_bytes", "mkdir", "makedirs", "unlink", "rmtree",
     "rename", "mkstemp", "mkdtemp", "save_file", "load_file", "savez", "savez_compressed", "tofile", "memmap",

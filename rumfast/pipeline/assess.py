@@ -196,14 +196,7 @@ def describe(run: "Context") -> dict[str, Any]:
     data, recipe, groups = run.data, run.recipe, run.groups()
     scores = run.memorization
     geometry = read_json(run.dir.geometry)
-    sweep = None
-    if scores is not None:
-        sweep = {
-            "members": recipe.sweep.members,
-            "include": recipe.sweep.include,
-            "diverged": int(read_npz(run.dir.memorization)["diverged"]),
-            "median_standard_error": float(np.nanmedian(scores.standard_error_N)),
-        }
+    sweep = None if scores is None else read_json(run.dir.sweep_summary)
     return {
         "name": recipe.name,
         "train": recipe.train.model_dump(mode="json"),

@@ -19,9 +19,10 @@ from rumfast.models import build_model
 from rumfast.pipeline.request import budget_of, regroup, resolve
 from rumfast.refinement import Group
 from rumfast.runtime import cpu_threads, pick_device, pick_precision
+from rumfast.score_files import read_scores
 from rumfast.scores import Memorization
 from rumfast.store import RunDir, read_npz, require_same, write_npz
-from rumfast.sweeps import DataRef, LocalEngine, Population, PopulationSpec
+from rumfast.sweeps import DataRef, Engine, Population, PopulationSpec
 from rumfast.sweeps.run import sweep_spec
 from rumfast.sweeps.spec import GroupSpec
 
@@ -29,7 +30,7 @@ from rumfast.sweeps.spec import GroupSpec
 class Context:
     """A recipe over a folder, and the engine that trains for it."""
 
-    def __init__(self, recipe: Recipe, out: str | Path, engine: LocalEngine, device: str = "auto") -> None:
+    def __init__(self, recipe: Recipe, out: str | Path, engine: Engine, device: str = "auto") -> None:
         self.recipe = recipe
         self.dir = RunDir(out)
         self.engine = engine
@@ -100,6 +101,9 @@ class Context:
                 self.data,
                 self.recipe.train,
                 include=sweep.include,
+                design=sweep.design,
+                margins=sweep.margins,
+                events=sweep.events,
                 seed=sweep.seed,
                 device=self.device,
                 excluded=self.excluded,
@@ -111,8 +115,7 @@ class Context:
         """Scores as stored by the score stage."""
         if not self.needs_sweep:
             return None
-        arrays = read_npz(self.dir.memorization)
-        return Memorization(**{field: arrays[field] for field in Memorization._fields})
+        return read_scores(self.dir.memorization, self.data.train.label_N)
 
     @cached_property
     def split(self) -> Split:

@@ -13,16 +13,18 @@ from rumfast.pipeline.context import Context
 from rumfast.pipeline.request import rehearse
 from rumfast.reporting.page import write_report
 from rumfast.runtime import cpu_threads, environment
-from rumfast.scores import memorization_scores
+from rumfast.score_files import read_scores, write_scores
+from rumfast.scores import Memorization, worst_standard_error
 from rumfast.store import (
     read_json,
+    read_npz,
     remove_partial,
     require_same,
     write_json,
     write_npz,
     write_text,
 )
-from rumfast.sweeps import LocalEngine, load_sweep
+from rumfast.sweeps import Engine, LocalEngine, load_sweep
 from rumfast.sweeps.run import train_members
 
 
@@ -65,36 +67,66 @@ class Run(Context):
 
     def sweep(self, members: range | None = None) -> dict[str, Any]:
         """Train the sweep, or a part of it."""
-        chosen = (
-            members if members is not None else range(self.recipe.sweep.members if self.needs_sweep else 0)
-        )
+        needed = self.needs_sweep and self.recipe.sweep.scores is None
+        chosen = members if members is not None else range(self.recipe.sweep.members if needed else 0)
         if chosen:
             train_members(self.engine, self.sweep_population, chosen, "sweep members")
         return {"members": len(chosen), "path": str(self.dir.sweep)}
 
     def score(self) -> dict[str, Any]:
-        """Reduce the sweep to memorization scores."""
+        """Reduce the sweep to memorization scores, or read published ones."""
         if not self.needs_sweep:
             return {"memorization": None}
+        published = self.recipe.sweep.scores
+        columns, summary = self._measured() if published is None else self._published(published)
+        n, flipped_N = len(self.data), np.zeros(len(self.data), bool)
+        flipped_N[self.data.flipped] = True
+        columns = {"id": np.arange(n), "label": self.data.train.label_N, "flipped": flipped_N, **columns}
+        write_npz(self.dir.memorization, columns, replace=True)
+        write_json(self.dir.sweep_summary, summary)
+        return {"memorization": str(self.dir.memorization), **summary}
+
+    def _measured(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         members = range(self.recipe.sweep.members)
         missing = len(members) - len(self.sweep_population.done(members))
         if missing:
             raise PartialError(
                 f"{self.dir.sweep}: {missing} of {len(members)} members are missing; run the sweep"
             )
-        stacked = load_sweep(self.sweep_population, members)
-        scores = memorization_scores(stacked.correct_MN, stacked.include_MN)
-        write_npz(
-            self.dir.memorization,
-            {**scores._asdict(), "label_N": self.data.train.label_N, "diverged": np.array(stacked.diverged)},
-            replace=True,
-        )
-        return {
-            "memorization": str(self.dir.memorization),
-            "diverged": stacked.diverged,
-            "mean": float(np.nanmean(scores.score_N)),
-            "median_standard_error": float(np.nanmedian(scores.standard_error_N)),
+        sweep = load_sweep(self.sweep_population, members)
+        by_margin, margins = sweep.margin_memorization(), sweep.margins()
+        columns = _columns(sweep.memorization()) | {
+            "margin_memorization": by_margin.score_N,
+            "margin_standard_error": by_margin.standard_error_N,
+            "margin_mean_in": margins.mean_in_N,
+            "margin_variance_in": margins.variance_in_N,
+            "margin_mean_out": margins.mean_out_N,
+            "margin_variance_out": margins.variance_out_N,
         }
+        reliability = sweep.reliability()
+        return columns, {
+            "members": len(members),
+            "include": self.recipe.sweep.include,
+            "diverged": sweep.diverged,
+            "mean": float(np.nanmean(columns["memorization"])),
+            "median_standard_error": float(np.nanmedian(columns["standard_error"])),
+            "worst_standard_error": worst_standard_error(len(members), self.recipe.sweep.include),
+            "split_half": None if reliability is None else reliability._asdict(),
+        }
+
+    def _published(self, path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        scores = read_scores(path, self.data.train.label_N)
+        return _columns(scores), {"published": Path(path).name, "mean": float(np.nanmean(scores.score_N))}
+
+    def export(self, path: str | Path) -> None:
+        """Write the scores as npz, Parquet or CSV.
+
+        Raises:
+            UsageError: the recipe needs none, so there are none; or another ending.
+        """
+        if not self.needs_sweep:
+            raise UsageError("export: this recipe reads no memorization scores, so there are none")
+        write_scores(path, read_npz(self.dir.memorization))
 
     def refine(self) -> dict[str, Any]:
         """Choose the forget set and refine it into groups."""
@@ -175,22 +207,39 @@ def run(
     until: str = "report",
     device: str = "auto",
     workers: int | None = None,
+    engine: Engine | None = None,
+    export: str | Path | None = None,
 ) -> dict[str, Any]:
     """Run the stages in order up to ``until``, doing what ``out`` lacks; returns each stage's result.
 
     Killed at any moment and called again, it ends with the same scores and evaluation.
 
+    Args:
+        engine: where members are trained, not entered yet; None: ``workers`` processes on this machine.
+        export: file to write the scores to, as :func:`write_scores` does, once they are there.
+
     Raises:
         RumfastError: see ``rumfast.errors``; finished work is kept.
     """
     results = {}
-    with LocalEngine(workers, device) as engine:
-        conductor = Run(recipe, out, engine, device)
+    with LocalEngine(workers, device) if engine is None else engine as entered:
+        conductor = Run(recipe, out, entered, device)
         for name, stage in STAGES.items():
             results[name] = stage(conductor)
+            if name == "score" and export is not None:
+                conductor.export(export)
             if name == until:
                 break
     return results
+
+
+def _columns(scores: Memorization) -> dict[str, np.ndarray]:
+    return {
+        "memorization": scores.score_N,
+        "standard_error": scores.standard_error_N,
+        "included": scores.included_N,
+        "excluded": scores.excluded_N,
+    }
 
 
 def _comparable(recipe: Recipe) -> Recipe:

@@ -74,12 +74,17 @@ def _data(data: Mapping[str, Any]) -> Rows:
 
 
 def _sweep(sweep: Mapping[str, Any]) -> Rows:
-    include = finite(sweep.get("include"))
+    include, halves = finite(sweep.get("include")), sweep.get("split_half") or {}
     return [
+        ("published scores", _value(sweep.get("published"))),
         ("members", count_text(sweep.get("members"))),
         ("share of the data each", MISSING if include is None else f"{100 * include:g}%"),
         ("diverged", count_text(sweep.get("diverged"))),
         ("median standard error", _decimals(sweep.get("median_standard_error"), 3)),
+        ("standard error at worst", _decimals(sweep.get("worst_standard_error"), 3)),
+        ("standard error found between halves", _decimals(halves.get("standard_error"), 3)),
+        ("rank correlation of halves", _decimals(halves.get("spearman"), 3)),
+        ("and so expected of the whole", _decimals(halves.get("spearman_whole"), 3)),
         ("wall time", seconds_text(finite(sweep.get("wall_s")))),
     ]
 

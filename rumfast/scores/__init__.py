@@ -2,15 +2,29 @@
 
 from rumfast.scores.distances import mmd2, neighbour_overlap
 from rumfast.scores.entanglement import entanglement_score
-from rumfast.scores.memorization import Memorization, memorization_scores
-from rumfast.scores.proxies import ProxyScores, ProxyTotals
+from rumfast.scores.influence import Influence, influence_scores, top_influences
+from rumfast.scores.memorization import (
+    MarginStatistics,
+    MemberTotals,
+    Memorization,
+    memorization_scores,
+    worst_standard_error,
+)
+from rumfast.scores.proxies import ProxyScores, ProxyTotals, TrainingEvents
 
 __all__ = [
+    "Influence",
+    "MarginStatistics",
+    "MemberTotals",
     "Memorization",
     "ProxyScores",
     "ProxyTotals",
+    "TrainingEvents",
     "entanglement_score",
+    "influence_scores",
     "memorization_scores",
     "mmd2",
     "neighbour_overlap",
+    "top_influences",
+    "worst_standard_error",
 ]

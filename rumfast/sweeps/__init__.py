@@ -1,8 +1,9 @@
 """Populations of models: specified once, trained anywhere, stored one complete file per member."""
 
-from rumfast.sweeps.engines import Engine, LocalEngine
+from rumfast.sweeps.engines import Engine, LocalEngine, open_engine
 from rumfast.sweeps.population import Population
-from rumfast.sweeps.run import Sweep, load_sweep, run_sweep
+from rumfast.sweeps.reduce import Reliability, Sweep
+from rumfast.sweeps.run import load_sweep, run_sweep
 from rumfast.sweeps.spec import DataRef, PopulationSpec
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "LocalEngine",
     "Population",
     "PopulationSpec",
+    "Reliability",
     "Sweep",
     "load_sweep",
+    "open_engine",
     "run_sweep",
 ]

@@ -1,14 +1,16 @@
 """A population's folder: its spec, and the members that are complete."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from rumfast.config import explain
@@ -111,8 +113,8 @@ class Population:
         """Commit a model with its logits on all examples; False where another worker has committed it."""
 
         def fill(folder: Path) -> None:
-            weights = save({name: tensor.contiguous() for name, tensor in state.items()})
-            (folder / "model.safetensors").write_bytes(weights)
+            weights = {name: tensor.contiguous() for name, tensor in state.items()}
+            (folder / "model.safetensors").write_bytes(save(weights, {"sha256": _digest(weights)}))
             with (folder / "outputs.npz").open("wb") as file:
                 np.savez_compressed(file, train=train_NC, test=test_NC)
             write_json(folder / "metrics.json", metrics)
@@ -127,9 +129,14 @@ class Population:
         """
         path = self.member(index) / "model.safetensors"
         try:
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                stored = file.metadata() or {}
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path}: cannot read weights: {error}; {self._advice(index)}") from None
+        if stored.get("sha256") != _digest(weights):
+            raise DataError(f"{path}: damaged: other weights than were stored; {self._advice(index)}")
+        return weights
 
     def outputs(self, index: int) -> dict[str, np.ndarray]:
         """Logits of model ``index``: ``train`` [N, C] and ``test`` [N, C]."""
@@ -152,3 +159,12 @@ class Population:
 def _same_data(one: PopulationSpec, other: PopulationSpec) -> bool:
     """Is it the same content, wherever it lies?"""
     return one.data == other.data.model_copy(update={"location": one.data.location})
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of a model's weights, since safetensors files have no checksum."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

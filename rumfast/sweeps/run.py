@@ -1,39 +1,19 @@
-"""Train a sweep and read it back as arrays."""
+"""Specify a sweep and train what it lacks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
-from rumfast.config import TrainConfig
+from rumfast.config import Design, TrainConfig, check_design
 from rumfast.data import Dataset
-from rumfast.errors import DivergedError, UsageError
+from rumfast.errors import UsageError
 from rumfast.progress import track
 from rumfast.runtime import pick_device, pick_precision
 from rumfast.sweeps.engines import Engine, LocalEngine
 from rumfast.sweeps.population import Population
+from rumfast.sweeps.reduce import Sweep
 from rumfast.sweeps.spec import DataRef, PopulationSpec
-
-MOST_DIVERGED = 0.02  # share of members; more is a recipe that does not train
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """All members of a sweep that did not diverge, stacked.
-
-    Attributes:
-        include_MN: [M, N] boolean, was member m trained on example n?
-        correct_MN: [M, N] boolean, does it classify n as labelled?
-        margin_MN: [M, N] float16.
-        diverged: number of members left out.
-    """
-
-    include_MN: np.ndarray
-    correct_MN: np.ndarray
-    margin_MN: np.ndarray
-    diverged: int
 
 
 def sweep_spec(
@@ -41,19 +21,33 @@ def sweep_spec(
     config: TrainConfig,
     *,
     include: float = 0.7,
+    design: Design = "fixed",
+    margins: Literal["fp16", "fp32"] = "fp16",
+    events: bool = False,
     seed: int = 0,
     device: str = "auto",
     excluded: tuple[int, ...] = (),
 ) -> PopulationSpec:
-    """Specify a population of models on random subsets."""
+    """Specify a population of models on random subsets.
+
+    Raises:
+        UsageError: the share is not between 0 and 1, or pairs are not halves.
+    """
     if not 0 < include < 1:
         raise UsageError(f"include: got {include}, expected a share between 0 and 1")
+    try:
+        check_design(design, include)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return PopulationSpec(
         kind="subsets",
         data=DataRef.to(data),
         train=config,
         seed=seed,
         include=include,
+        design=design,
+        margins=margins,
+        events=events,
         excluded=excluded,
         precision=str(pick_precision(config.precision, pick_device(device))),
     )
@@ -65,27 +59,29 @@ def run_sweep(
     *,
     members: int,
     include: float = 0.7,
+    design: Design = "fixed",
     out: str | Path,
     seed: int = 0,
     device: str = "auto",
     workers: int | None = None,
+    engine: Engine | None = None,
 ) -> Sweep:
-    """Train ``members`` models on random subsets, resuming what ``out`` holds, and return them stacked.
+    """Train ``members`` models on random subsets, resuming what ``out`` holds.
 
     Args:
         include: share of the training set each member sees.
+        design: of the subsets, see ``PopulationSpec.subset``.
         out: the sweep's folder.
-        workers: processes; None takes one per core, or one per GPU.
+        workers: processes on this machine; None takes one per core, or one per GPU.
+        engine: where to train instead, entered already.
 
     Raises:
         MismatchError: ``out`` holds a sweep of other data or another recipe.
-        DivergedError: more than 2 % of the members diverged.
     """
-    population = Population.create(
-        Path(out), sweep_spec(data, config, include=include, seed=seed, device=device)
-    )
-    with LocalEngine(workers, device) as engine:
-        train_members(engine, population, range(members), "sweep")
+    spec = sweep_spec(data, config, include=include, design=design, seed=seed, device=device)
+    population = Population.create(Path(out), spec)
+    with nullcontext(engine) if engine is not None else LocalEngine(workers, device) as chosen:
+        train_members(chosen, population, range(members), "sweep")
     return load_sweep(population, range(members))
 
 
@@ -106,26 +102,13 @@ def train_members(
     return seconds
 
 
-def load_sweep(population: Population, indices: range) -> Sweep:
-    """Stack the complete members among ``indices``.
+def load_sweep(population: Population, indices: Sequence[int]) -> Sweep:
+    """The complete members among ``indices``.
 
     Raises:
-        DataError: a record is damaged or belongs to other data; names the file.
-        DivergedError: more than 2 % of the members diverged.
+        UsageError: there is none.
     """
-    records = [population.record(index) for index in population.done(indices)]
-    kept = [record for record in records if not record.diverged]
-    diverged = len(records) - len(kept)
-    if not kept:
+    done = population.done(indices)
+    if not done:
         raise UsageError(f"{population.root}: no usable member yet; run the sweep first")
-    if diverged > MOST_DIVERGED * len(records):
-        raise DivergedError(
-            f"{population.root}: {diverged} of {len(records)} members diverged, more than "
-            f"{MOST_DIVERGED:.0%}; lower train.lr"
-        )
-    return Sweep(
-        np.stack([record.include_N for record in kept]),
-        np.stack([record.correct_N for record in kept]),
-        np.stack([record.margin_N for record in kept]),
-        diverged,
-    )
+    return Sweep(population, done)

@@ -1,25 +1,36 @@
 """Look after a sweep's store: what it will cost, what is there, what is damaged."""
 
-import math
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rumfast.errors import DataError, UsageError
-from rumfast.store import write_bytes
+from rumfast.scores import worst_standard_error
 from rumfast.sweeps.engines import Engine
+from rumfast.sweeps.journal import read_history
 from rumfast.sweeps.population import Population
+from rumfast.sweeps.records import is_diverged
 from rumfast.sweeps.run import load_sweep, train_members
+
+RECENT_S = 3600.0  # of finished members that the time left is judged by
 
 
 def estimate(
-    engine: Engine, population: Population, members: int, usd_per_gpu_hour: float | None = None
+    engine: Engine,
+    population: Population,
+    members: int,
+    *,
+    slots: int = 16,
+    usd_per_gpu_hour: float | None = None,
 ) -> dict[str, Any]:
     """Train two members per worker, which are kept, and say what the whole sweep takes.
 
-    The standard error is the worst case, P(correct) = ½ on both sides: √(¼/(rM) + ¼/((1−r)M)) at inclusion
-    ratio r and M members.
+    The standard error is the worst case, see ``worst_standard_error``.
+
+    Args:
+        slots: workers of the cluster that ``wall_hours_cluster`` is about.
 
     Raises:
         UsageError: all of these members exist already, so there is nothing to time.
@@ -41,23 +52,55 @@ def estimate(
         "members_per_hour": 3600 * workers / median,
         "device_hours": device_hours,
         "wall_hours": device_hours / workers,
+        "slots": slots,
+        "wall_hours_cluster": device_hours / slots,
         "disk_bytes": size * members,
         "usd": None if usd_per_gpu_hour is None else usd_per_gpu_hour * device_hours,
-        "standard_error": math.sqrt(0.25 / (include * members) + 0.25 / ((1 - include) * members)),
+        "standard_error": worst_standard_error(members, include),
     }
 
 
 def status(population: Population, members: int) -> dict[str, Any]:
-    """Count complete, missing and diverged members."""
-    done = population.done(range(members))
-    diverged = sum(population.record(index).diverged for index in done)
+    """Count members by what became of them, and say when the missing ones will be there.
+
+    What is done or diverged is known from the store; what runs, failed, was repeated and took how long, from
+    the workers' journals. ``failed`` members ended in an error and are still missing.
+    """
+    done = set(population.done(range(members)))
+    history = read_history(population.root)
+    failed = {failure.index: failure for failure in history.failures if failure.index not in done}
+    missing, rate = members - len(done), _members_per_hour(history.finished_at)
+    ends = [_end(population.member(index)) for index in done]
     return {
         "schema": "rumfast/sweep-status/1",
         "members": members,
         "done": len(done),
-        "diverged": diverged,
-        "missing": members - len(done),
+        "running": len(history.running - done),
+        "failed": len(failed),
+        "diverged": ends.count("diverged"),
+        "damaged": ends.count("damaged"),
+        "missing": missing,
+        "repeated": history.repeated,
+        "members_per_hour": rate,
+        "eta_hours": 0.0 if not missing else missing / rate if rate else None,
+        "device_hours": history.spent_s / 3600,
+        "last_failure": failed[max(failed)].message if failed else None,
     }
+
+
+def _end(path: Path) -> str:
+    try:
+        return "diverged" if is_diverged(path) else "done"
+    except DataError:
+        return "damaged"
+
+
+def _members_per_hour(finished_at: list[float]) -> float | None:
+    """Of the last hour of work; None where fewer than two members were finished in it."""
+    recent = [at for at in finished_at if at > finished_at[-1] - RECENT_S]
+    if len(recent) < 2 or recent[-1] <= recent[0]:
+        return None
+    return 3600 * (len(recent) - 1) / (recent[-1] - recent[0])
 
 
 def verify(population: Population, members: int, *, repair: bool = False) -> dict[str, Any]:
@@ -79,27 +122,15 @@ def verify(population: Population, members: int, *, repair: bool = False) -> dic
 
 
 def compact(population: Population, members: int) -> dict[str, Any]:
-    """Write the stacked records as ``compact/{include,correct,margin}_MN.npy``, to be memory-mapped.
-
-    A cache: the records stay, and it can be written again at any time.
-    """
+    """Write the stacked arrays of the complete members, see ``Sweep.compact``."""
+    started = time.perf_counter()
     sweep = load_sweep(population, range(members))
-    folder = population.root / "compact"
-    arrays = {"include_MN": sweep.include_MN, "correct_MN": sweep.correct_MN, "margin_MN": sweep.margin_MN}
-    for name, array in arrays.items():
-        write_bytes(folder / f"{name}.npy", _saver(array), replace=True)
+    folder = sweep.compact()
     return {
         "schema": "rumfast/sweep-compact/1",
         "path": str(folder),
         "members": len(sweep.include_MN),
-        "diverged": sweep.diverged,
+        "diverged": len(sweep.members) - len(sweep.include_MN),
         "shape": list(sweep.include_MN.shape),
+        "seconds": time.perf_counter() - started,
     }
-
-
-def _saver(array: np.ndarray) -> Any:
-    def save(path: Path) -> None:
-        with path.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-
-    return save

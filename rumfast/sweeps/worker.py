@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,6 +33,8 @@ from rumfast.sweeps.records import MemberRecord
 from rumfast.sweeps.sharing import with_shared_images
 from rumfast.sweeps.spec import DataRef, PopulationSpec
 from rumfast.training import Learner
+
+FOLLOW_S = 1.0  # seconds between two looks at whether the engine is alive
 
 
 class Worker:
@@ -202,7 +205,15 @@ def main() -> None:
     """Entry point of a worker process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="auto")
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     serve(parser.parse_args().device)
+
+
+def _follow(parent: int) -> None:
+    """End soon after the engine does, however that ended: an orphan would train on, seen by nobody."""
+    while os.getppid() == parent:
+        time.sleep(FOLLOW_S)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -81,18 +81,21 @@ class ChunkEngine(ABC):
         """See :class:`Engine`."""
         wanted = sorted(set(indices))
         watch = Watch(population, wanted, on_done)
-        fruitless = 0
+        fruitless, reason = 0, ""
         while missing := watch.missing():
             if fruitless == ATTEMPTS:
                 raise PartialError(
                     f"{population.root}: {len(missing)} of {len(wanted)} members are missing after "
-                    f"{ATTEMPTS} rounds without progress; finished members are kept, the same command resumes"
+                    f"{ATTEMPTS} rounds without progress{reason}; finished members are kept, the same "
+                    "command resumes"
                 )
             jobs = self.submit(population, chunks_of(missing, self.workers, population))
             try:
                 self._wait(jobs, watch)
             finally:
                 jobs.cancel()
+            if why := getattr(jobs, "reason", ""):  # where a cluster knows how its last chunk was lost
+                reason = f" ({why})"
             fruitless = 0 if len(watch.missing()) < len(missing) else fruitless + 1
 
     def _wait(self, jobs: Jobs, watch: "Watch") -> None:

@@ -13,7 +13,7 @@ import torch
 
 from rumfast.errors import UsageError
 from rumfast.runtime import pick_device, usable_cores
-from rumfast.store import remove_partial
+from rumfast.store import remove_partial, require_writable
 from rumfast.sweeps.engines.base import ATTEMPTS, OnDone, error_of, ignore
 from rumfast.sweeps.population import Population
 from rumfast.sweeps.sharing import SharedImages
@@ -131,6 +131,7 @@ class LocalEngine:
         Raises:
             RumfastError: the first error a worker reported, as its own type; finished members are kept.
             PartialError: a member took down its worker three times.
+            StorageError: the population's folder cannot be written to.
         """
         missing: queue.SimpleQueue[int] = queue.SimpleQueue()
         for index in sorted(set(indices) - set(population.done(indices))):
@@ -138,6 +139,7 @@ class LocalEngine:
         expected = missing.qsize()
         if not expected:
             return
+        require_writable(population.root)
         task: dict[str, Any] = {"population": str(population.root.resolve())}
         if self._images is not None:
             task["images"] = self._images.path(population.spec.data)
