@@ -7,12 +7,12 @@ RESULTS := bench/results/amd-epyc-2core
 APT := env DEBIAN_FRONTEND=noninteractive apt-get
 SYSTEM := g++ pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: demo test lint records readme system clean
+.PHONY: demo test lint records readme system daemons clean
 
 demo: $(VENV)/ready
 	$(BIN)/rumfast demo --out runs/demo
 
-test: $(VENV)/ready lint
+test: $(VENV)/ready lint | daemons
 	$(BIN)/pytest
 
 # mypy does not follow an editable install's mapped folders: it gets the package as it is installed.
@@ -25,7 +25,7 @@ lint: $(VENV)/ready
 $(VENV)/ready: pyproject.toml | system
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[ffcv,parquet,dev]'
+	$(BIN)/pip install --quiet --editable '.[ffcv,parquet,ray,slurm,dev]'
 	touch $@
 
 # Measure everything README shows on this machine (half an hour on two cores), and write it there.
@@ -54,6 +54,14 @@ system:
 	elif sudo -n true 2>/dev/null; then sudo $(APT) update -qq && sudo $(APT) install -y -qq $$missing; \
 	else echo "Missing system packages; run this, then make again:"; \
 		echo "  sudo apt-get update && sudo apt-get install -y $$missing"; exit 1; fi
+
+# A Slurm cluster for its tests, which skip without.
+daemons:
+	@PATH="$$PATH:/usr/sbin"; \
+	command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ]; then $(APT) update -qq && $(APT) install -y -qq slurm-wlm munge; \
+	elif sudo -n true 2>/dev/null; then sudo $(APT) update -qq && sudo $(APT) install -y -qq slurm-wlm munge; \
+	else echo "Tests of the Slurm engine will skip; for them: sudo apt-get install slurm-wlm munge"; fi
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -25,8 +25,9 @@ from rumfast.data.layout import NPZ_ERRORS
 from rumfast.errors import DataError, MismatchError, StorageError
 
 TEMPORARY = ".partial-"
-ENTRIES_FROM_END = 12  # bytes from the end of a zip file to its number of entries
+END_RECORD = 22  # bytes of a zip file's last record, before the comment
 SEAL = "sha256"  # key of a JSON file's last entry, the digest of the others
+SEAL_DIGITS = 64  # of an npz file's comment, the digest of all before it
 
 
 class RunDir:
@@ -175,12 +176,18 @@ def _is_sealed(content: dict[str, Any], text: str) -> bool:
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any], *, replace: bool = False, compress: bool = True) -> bool:
-    """Commit named arrays as an npz, whose CRCs catch later damage; returns as :func:`write_bytes`."""
+    """Commit named arrays as an npz; returns as :func:`write_bytes`.
+
+    CRCs catch damage to the arrays, and a digest in the zip comment damage to all that is between them.
+    """
     save = np.savez_compressed if compress else np.savez
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            save(file, **arrays)  # type: ignore[arg-type]
+        buffer = io.BytesIO()
+        save(buffer, **arrays)  # type: ignore[arg-type]
+        content = bytearray(buffer.getbuffer())
+        content[-2:] = SEAL_DIGITS.to_bytes(2, "little")  # the comment's length
+        temporary.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
 
     return write_bytes(path, write, replace=replace)
 
@@ -192,16 +199,25 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         DataError: missing, damaged, or holding Python objects; names the file.
     """
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        content = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            _check_end(content, archive)
             contents = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
-            file.seek(-ENTRIES_FROM_END, os.SEEK_END)
-            if len(contents) != int.from_bytes(file.read(2), "little"):
-                raise zipfile.BadZipFile("its directory has lost an array")
-        return {name: np.load(io.BytesIO(content), allow_pickle=False) for name, content in contents.items()}
+        return {name: np.load(io.BytesIO(array), allow_pickle=False) for name, array in contents.items()}
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except NPZ_ERRORS as error:
         raise DataError(f"{path}: damaged or not an npz file: {error}") from None
+
+
+def _check_end(content: bytes, archive: zipfile.ZipFile) -> None:
+    """Is the directory whole, and the digest right where there is one? Files made by others have none."""
+    end = content[len(content) - END_RECORD - len(archive.comment) :]
+    if not end.startswith(b"PK\5\6") or len(archive.namelist()) != int.from_bytes(end[10:12], "little"):
+        raise zipfile.BadZipFile("its directory has lost an array")
+    sealed = content[:-SEAL_DIGITS]
+    if archive.comment and archive.comment != hashlib.sha256(sealed).hexdigest().encode():
+        raise zipfile.BadZipFile("it is not what was written")
 
 
 def read_array(path: Path, name: str) -> np.ndarray:

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from shutil import which
 from typing import NamedTuple
 
 import pytest
@@ -21,7 +22,10 @@ from rumfast.data import pack
 
 def pytest_configure():
     """Tests of optional packages skip where those are missing; not so on CI."""
-    missing = [name for name in ("ffcv", "pyarrow", "mpmath", "triton", "ray") if find_spec(name) is None]
+    packages = ("ffcv", "pyarrow", "mpmath", "triton", "ray", "submitit")
+    missing = [name for name in packages if find_spec(name) is None]
+    path = f"{os.environ.get('PATH')}:/usr/sbin"
+    missing += [name for name in ("slurmctld", "slurmd", "munged") if which(name, path=path) is None]
     if missing and os.environ.get("CI"):
         pytest.exit(f"CI would skip tests: {', '.join(missing)} not installed", returncode=1)
 

@@ -87,42 +87,62 @@ class History:
     spent_s: float = 0.0
     finished_at: list[float] = field(default_factory=list)
 
+    def add(self, line: dict[str, Any]) -> None:
+        """Take in one line of a journal."""
+        index, event = line["index"], line["event"]
+        if event in ("done", "diverged", "repeated"):
+            self.seconds[index] = line.get("wall_s", 0.0)
+            self.spent_s += self.seconds[index]
+            self.finished_at.append(line["at"])
+            self.repeated += event == "repeated"
+        elif event == "failed":
+            failure = Failure(line["at"], index, line.get("kind", ""), line.get("message", ""))
+            self.failures.append(failure)
+
+
+class HistoryReader:
+    """Reads the journals below a population's folder, and then only what was added to them."""
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / "journal"
+        self._offset: dict[Path, int] = {}
+        self._begun: dict[Path, int | None] = {}
+        self._history = History()
+
+    def read(self) -> History:
+        """What the journals tell by now."""
+        history = self._history
+        for path in sorted(self._folder.glob("*.jsonl")):
+            for line in self._added(path):
+                self._begun[path] = line["index"] if line["event"] == "begun" else None
+                history.add(line)
+        begun = {index: path for path, index in self._begun.items() if index is not None}
+        history.running = {index for index, path in begun.items() if _alive(path)}
+        history.failures.sort()
+        history.finished_at.sort()
+        return history
+
+    def _added(self, path: Path) -> Iterator[dict[str, Any]]:
+        try:
+            with path.open("rb") as file:
+                file.seek(self._offset.get(path, 0))
+                text = file.read()
+        except OSError:
+            return
+        whole = text[: text.rfind(b"\n") + 1]  # the rest is being written, or its writer was killed
+        self._offset[path] = self._offset.get(path, 0) + len(whole)
+        for line in whole.splitlines():
+            try:
+                content = json.loads(line)
+                content["index"], content["event"], content["at"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            yield content
+
 
 def read_history(root: Path) -> History:
-    """Read the journals below a population's folder."""
-    history = History()
-    for path in sorted((root / "journal").glob("*.jsonl")):
-        begun: int | None = None
-        for line in _lines(path):
-            index, event = line["index"], line["event"]
-            begun = index if event == "begun" else None
-            if event in ("done", "diverged", "repeated"):
-                history.seconds[index] = line.get("wall_s", 0.0)
-                history.spent_s += history.seconds[index]
-                history.finished_at.append(line["at"])
-                history.repeated += event == "repeated"
-            elif event == "failed":
-                failure = Failure(line["at"], index, line.get("kind", ""), line.get("message", ""))
-                history.failures.append(failure)
-        if begun is not None and _alive(path):
-            history.running.add(begun)
-    history.failures.sort()
-    history.finished_at.sort()
-    return history
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            content = json.loads(line)
-            content["index"], content["event"], content["at"]
-        except (ValueError, KeyError, TypeError):
-            continue  # the writer was killed
-        yield content
+    """What the journals below a population's folder tell."""
+    return HistoryReader(root).read()
 
 
 def _alive(path: Path) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rumfast.config import explain
 from rumfast.errors import DataError, StorageError
-from rumfast.store import commit_folder, read_json, read_npz, require_same, write_json
+from rumfast.store import commit_folder, read_json, read_npz, require_same, write_json, write_npz
 from rumfast.sweeps.records import MemberRecord, load_record, save_record
 from rumfast.sweeps.spec import PopulationSpec
 
@@ -73,6 +73,10 @@ class Population:
         complete = self._complete()
         return [index for index in indices if index in complete]
 
+    def has(self, index: int) -> bool:
+        """Is member ``index`` complete?"""
+        return self.member(index).exists()
+
     def _complete(self) -> set[int]:
         folder = self.root / "members" if self.spec.kind == "subsets" else self.root
         try:
@@ -115,8 +119,7 @@ class Population:
         def fill(folder: Path) -> None:
             weights = {name: tensor.contiguous() for name, tensor in state.items()}
             (folder / "model.safetensors").write_bytes(save(weights, {"sha256": _digest(weights)}))
-            with (folder / "outputs.npz").open("wb") as file:
-                np.savez_compressed(file, train=train_NC, test=test_NC)
+            write_npz(folder / "outputs.npz", {"train": train_NC, "test": test_NC})
             write_json(folder / "metrics.json", metrics)
 
         return commit_folder(self.member(index), fill)

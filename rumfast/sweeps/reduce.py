@@ -98,13 +98,13 @@ class Sweep:
 
     def _check(self, usable: int) -> None:
         diverged = len(self.members) - usable
-        if not usable:
-            raise UsageError(f"{self.population.root}: no usable member yet; run the sweep first")
         if diverged > MOST_DIVERGED * len(self.members):
             raise DivergedError(
                 f"{self.population.root}: {diverged} of {len(self.members)} members diverged, more than "
                 f"{MOST_DIVERGED:.0%}; lower train.lr"
             )
+        if not usable:
+            raise UsageError(f"{self.population.root}: no usable member yet; run the sweep first")
 
     @cached_property
     def _totals(self) -> MemberTotals:

@@ -52,8 +52,8 @@ class Worker:
         Args:
             images: where the images of the population's data set lie decoded, see ``SharedImages``.
         """
-        population = Population.open(root)
-        if population.member(index).exists():
+        population = self.population(root)
+        if population.has(index):
             return {"status": "done", "wall_s": 0.0}
         if root not in self._journals:
             self._journals[root] = Journal(root)
@@ -69,6 +69,10 @@ class Worker:
         wall_s = time.perf_counter() - started
         journal.write(index, status if committed else "repeated", wall_s=wall_s)
         return {"status": status, "wall_s": wall_s}
+
+    def population(self, root: Path) -> Population:
+        """The population in folder ``root``."""
+        return Population.open(root)
 
     def _train(self, population: Population, index: int, images: str | None) -> tuple[bool, str]:
         spec = population.spec

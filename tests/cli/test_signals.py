@@ -1,11 +1,14 @@
-"""Ctrl-C, SIGTERM and a closed terminal leave a store that resumes."""
+"""Ctrl-C, SIGTERM and Slurm's SIGUSR2 leave a store that resumes; a second one ends at once."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from rumfast.store import content_digest
 
 RECIPE = """
 plans = [{ name = "none", steps = "none" }]
@@ -19,13 +22,20 @@ width = 4
 epochs = 40
 precision = "fp32"
 [forget]
-request = "random:10"
+request = "memorization:high:10"
 refine = "random"
 [sweep]
-members = 4
-[evaluate]
-seeds = 6
-oracles = 3
+members = 8
+"""
+MAIN = "from rumfast.cli import main; main()"
+# Stopping the workers takes a minute, as where a disk hangs.
+SLOW_TO_STOP = """
+import time
+from rumfast.sweeps.engines.local import LocalEngine
+def hang(engine, missing, slots, threads):
+    open("stopping", "w").close()
+    time.sleep(60)
+LocalEngine._abort = hang
 """
 
 
@@ -34,28 +44,84 @@ def hear_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_run_exits_130_without_leftovers_and_resumes(number, tmp_path):
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    command = [sys.executable, "-m", "rumfast.cli", "train", "recipe.toml", "--out", "run", "--workers", "1"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
+def start(folder, code=MAIN):
+    (folder / "recipe.toml").write_text(RECIPE)
+    arguments = ["sweep", "run", "recipe.toml", "--out", "run", "--workers", "1", "--device", "cpu"]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=hear_interrupts,
     )
+
+
+def wait_until(happened, process):
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run/original/000").exists():
+    while not happened():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130 and "resumes" in stderr and "Traceback" not in stderr
-    kept = sorted(path.name for path in (tmp_path / "run/original").glob("[0-9]*"))
-    assert 1 <= len(kept) < 6
-    assert not list((tmp_path / "run").rglob(".partial*"))
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    assert len(list((tmp_path / "run/original").glob("[0-9]*"))) == 6
+
+
+def done(folder):
+    return sorted((folder / "run/sweep").glob("members/[0-9]*.npz"))
+
+
+def children(process):
+    found = []
+    for thread in os.listdir(f"/proc/{process.pid}/task"):
+        with open(f"/proc/{process.pid}/task/{thread}/children") as file:
+            found += map(int, file.read().split())
+    return found
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_each_signal_ends_a_sweep_with_130_and_the_next_run_goes_on(tmp_path, rumfast, monkeypatch):
+    kept = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        process = start(tmp_path)
+        before = len(done(tmp_path))
+        wait_until(lambda: len(done(tmp_path)) > before, process)
+        workers = children(process)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=30)
+        assert process.returncode == 130, f"{number!r}: {stderr}"
+        assert "interrupted" in stderr and "resumes" in stderr and "Traceback" not in stderr
+        assert workers and not any(alive(pid) for pid in workers)
+        assert not list((tmp_path / "run").rglob(".partial*"))
+        now = {path.name: content_digest(path) for path in done(tmp_path)}
+        assert before < len(now) < 8 and now.items() >= kept.items()
+        kept = now
+    monkeypatch.chdir(tmp_path)
+    assert rumfast("sweep", "run", "--out", "run", "--workers", 1, "--device", "cpu").code == 0
+    assert len(done(tmp_path)) == 8
+    assert {path.name: content_digest(path) for path in done(tmp_path)}.items() >= kept.items()
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once_though_the_first_is_still_being_dealt_with(tmp_path):
+    process = start(tmp_path, SLOW_TO_STOP + MAIN)
+    wait_until(lambda: list((tmp_path / "run/sweep").glob("journal/*")), process)
+    workers = children(process)
+    process.send_signal(signal.SIGINT)
+    wait_until((tmp_path / "stopping").exists, process)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=10)
+    assert process.returncode == 130 and time.monotonic() - began < 2
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() - began < 10, "a worker trains on, seen by nobody"
+        time.sleep(0.01)
+    process.communicate()
+    assert workers and len(done(tmp_path)) < 8

@@ -15,11 +15,38 @@ from rumfast.sweeps.run import sweep_spec
 from rumfast.sweeps.worker import Worker
 
 MEMBERS = 60
+RECIPE = """
+[data]
+path = "{path}"
+[train]
+arch = "resnet8"
+width = 4
+epochs = 1
+batch_size = 16
+precision = "fp32"
+[forget]
+request = "memorization:high:10"
+refine = "random"
+[sweep]
+members = 6
+[evaluate]
+seeds = 2
+oracles = 3
+[[plans]]
+name = "none"
+steps = "none"
+"""
 
 
 @pytest.fixture(scope="package")
-def data():
-    return load_dataset("digits").take(100, 40)
+def data(tmp_path_factory):
+    """100 training and 40 test digits; workers need not import scikit-learn for them."""
+    digits, file = load_dataset("digits").take(100, 40), tmp_path_factory.mktemp("data") / "digits.npz"
+    parts = {"train": digits.train, "test": digits.test}
+    arrays = {f"{name}_images": part.image_NHWC for name, part in parts.items()}
+    arrays |= {f"{name}_labels": part.label_N for name, part in parts.items()}
+    np.savez(file, classes=np.array(digits.classes), **arrays)
+    return load_dataset(f"npz:{file}")
 
 
 @pytest.fixture(scope="package")
@@ -47,6 +74,14 @@ def reference(spec, tmp_path_factory):
 @pytest.fixture
 def population(tmp_path, spec):
     return Population.create(tmp_path / "sweep", spec)
+
+
+@pytest.fixture(scope="package")
+def recipe_file(data, tmp_path_factory):
+    """The same training as a recipe for the command line, with a sweep of six members."""
+    file = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    file.write_text(RECIPE.format(path=data.location))
+    return file
 
 
 @pytest.fixture

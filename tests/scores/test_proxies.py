@@ -4,7 +4,7 @@ import torch
 
 import rumfast as rf
 from rumfast.errors import DataError
-from rumfast.scores import ProxyScores, ProxyTotals
+from rumfast.scores import ProxyScores, ProxyTotals, TrainingEvents
 
 
 def test_means_over_epochs_by_hand():
@@ -50,3 +50,15 @@ def test_nothing_added_is_an_error():
     with pytest.raises(DataError, match="no forward pass was added"):
         ProxyTotals(3).scores()
     assert ProxyScores._fields[0] == "confidence_N"
+
+
+def test_events_tell_in_which_epoch_an_example_was_right():
+    events = TrainingEvents(4, 3)
+    logits = {True: [2.0, 0.0], False: [0.0, 2.0]}  # of an example whose label is 0
+    outcomes = {0: [True, False, True], 2: [False, True], 3: [True]}
+    for epoch, order in enumerate(([2, 0, 3], [0, 2], [0])):  # example 1 is never trained on
+        logits_BC = torch.tensor([logits[outcomes[id][epoch]] for id in order])
+        events.add(torch.tensor(order), logits_BC, torch.zeros(len(order), dtype=torch.int64))
+    expected = [[1, 0, 0, 1], [0, 0, 1, 0], [1, 0, 0, 0]]
+    assert events.learned_EN.int().tolist() == expected
+    np.testing.assert_allclose(events.scores().binary_accuracy_N, [2 / 3, np.nan, 1 / 2, 1])

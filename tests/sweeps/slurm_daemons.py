@@ -13,7 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin"  # which not all users search
+LACKING = [
+    name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name, path=PATH) is None
+]
 NODES = ("node0", "node1")
 
 # No accounting and no cgroups. Dead nodes are noticed, and lost jobs queued again, in seconds, not minutes;
@@ -93,7 +96,13 @@ class Cluster:
     def spawn(self, name: str, *command: str) -> None:
         """Run a daemon in the foreground; what it says is in the file of its name."""
         with (self.root / f"{name}.log").open("ab") as log:
-            self._daemons[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._daemons[name] = subprocess.Popen(
+                command,
+                executable=shutil.which(command[0], path=PATH),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
 
     def stop_daemon(self, name: str, kind: signal.Signals = signal.SIGTERM) -> None:
         """Signal a daemon and wait for its end."""
@@ -101,7 +110,7 @@ class Cluster:
         self._daemons[name].wait(20)
 
     def kill_node(self, name: str) -> None:
-        """End a node as a power cut would: slurmd, then those that would report the tasks' ends, then the tasks."""
+        """End a node as a power cut would: slurmd, then what would report the tasks' ends, then the tasks."""
         self.stop_daemon(name, signal.SIGKILL)
         tasks = self._processes(f"SLURMD_NODENAME={name}")
         parents = {parent_of(pid) for pid in tasks}

@@ -1,16 +1,13 @@
-import contextlib
-import random
 import shutil
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
 
 from rumfast.errors import DataError, MismatchError, PartialError, UsageError
-from rumfast.store import content_digest, remove_partial
+from rumfast.store import content_digest
 from rumfast.sweeps import LocalEngine, Population, load_sweep
 from rumfast.sweeps.engines.base import ATTEMPTS
 from rumfast.sweeps.engines.local import Slot
@@ -86,36 +83,6 @@ def test_records_are_bit_identical_for_any_number_of_workers_and_order(populatio
         assert population.done(range(6)) == [1, 3]
         engine.run(population, range(4))
     assert_identical(population, reference, range(4))
-
-
-@pytest.mark.faults
-@pytest.mark.slow
-def test_killed_workers_are_replaced_and_nothing_changes(population, reference):
-    rng, kills, finished = random.Random(0), [], threading.Event()
-    with LocalEngine(2, "cpu") as engine:
-
-        def kill_one(*_):
-            process = engine.slots[rng.randrange(2)]._process
-            if len(kills) < 6 and process is not None and process.poll() is None:
-                process.kill()
-                kills.append(process.pid)
-
-        def kill_now_and_then():
-            while not finished.wait(rng.uniform(0.2, 3)):
-                kill_one()
-
-        thread = threading.Thread(target=kill_now_and_then)
-        thread.start()
-        try:
-            while len(population.done(range(6))) < 6:
-                with contextlib.suppress(PartialError):  # one member met three of the kills
-                    engine.run(population, range(6), kill_one)  # whenever one is done, another is at work
-        finally:
-            finished.set()
-            thread.join()
-    assert len(kills) > 1
-    remove_partial(population.root)
-    assert_identical(population, reference, range(6))
 
 
 def test_a_worker_killed_before_its_task_is_replaced(population, fake):
@@ -214,7 +181,7 @@ def test_damaged_records_are_found_by_name_and_made_again(population, reference)
     hurt[len(hurt) // 3] ^= 16
     population.member(2).write_bytes(hurt)
     with pytest.raises(DataError, match="000002.npz: damaged"):
-        load_sweep(population, range(6))
+        load_sweep(population, range(6)).memorization()
     population.member(2).unlink()
     Worker("cpu").do(population.root, 2)
     assert_identical(population, reference, range(6))

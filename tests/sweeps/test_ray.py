@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -70,22 +70,25 @@ class Nodes:
 
     def kill(self, node):
         """All its processes at once, as where a machine is lost."""
-        family = below(pid_of(node, "raylet"))
+        kill_tree(pid_of(node, "raylet"))
         self.workers.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
-        kill(family)
 
     def of(self, pid):
         """The worker node whose raylet has started ``pid``."""
         raylet = parent_of(pid)
         return next(node for node in self.workers if pid_of(node, "raylet") == raylet)
 
+    def kill_head(self):
+        head = self.cluster.head_node
+        if head.all_processes:
+            kill_tree(pid_of(head, "raylet"))
+            head.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+
     def close(self):
         for node in list(self.workers):
             self.kill(node)
-        family = below(pid_of(self.cluster.head_node, "raylet"))
-        self.cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-        kill(family)
+        self.kill_head()
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +110,11 @@ def nodes():
 
 @pytest.fixture(scope="module")
 def engine(nodes):
-    with RayEngine("cpu", address=nodes.cluster.address, poll_s=0.05, settle_s=0.5) as found:
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")  # after which it gives up a lost head
+            found = RayEngine("cpu", address=nodes.cluster.address, poll_s=0.05, settle_s=0.5)
+            stack.enter_context(found)
         yield found
 
 
@@ -135,7 +142,7 @@ def command():
 
     yield start
     for process in started:
-        kill([process.pid, *below(process.pid)])
+        kill_tree(process.pid)
         process.communicate()
     folder.cleanup()
 
@@ -163,10 +170,10 @@ def below(pid):
     return family[1:]
 
 
-def kill(pids):
-    for pid in pids:
+def kill_tree(pid):
+    for one in [pid, *below(pid)]:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(one, signal.SIGKILL)
 
 
 def alive(pid):
@@ -241,6 +248,7 @@ def test_an_error_that_no_journal_can_tell_of_is_told(engine, population):
         engine.run(population, [0])
 
 
+@pytest.mark.slow
 def test_two_tasks_share_one_gpu(nodes, population, reference):
     whole = RayEngine("cpu", address="auto", cpus=0.5, gpus=1)
     halves = RayEngine("cpu", address="auto", cpus=0.5, gpus=0.5, poll_s=0.05)
@@ -261,8 +269,10 @@ def gcs_address(pids):
 def listens(pid):
     """Local ports on which a process listens."""
     sockets = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
-    table = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").open()]
-    return [row[1] for row in table if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+    lines = [Path(f"/proc/net/{name}").read_text().splitlines() for name in ("tcp", "tcp6")]
+    return [
+        row[1] for row in map(str.split, sum(lines, [])) if row[3] == "0A" and f"socket:[{row[9]}]" in sockets
+    ]
 
 
 @pytest.mark.faults
@@ -327,30 +337,27 @@ def test_an_address_where_nobody_answers_is_an_error_and_not_a_wait(monkeypatch)
     started = time.monotonic()
     with pytest.raises(UsageError, match="address: nothing answers at 127.0.0.1:1"):
         RayEngine(address="127.0.0.1:1").__enter__()
-    monkeypatch.setattr(ray_cluster, "OPEN_S", 5.0)
+    monkeypatch.setattr(ray_cluster, "OPEN_S", 3.0)
     monkeypatch.setattr(ray_cluster, "CLOSE_S", 1.0)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(UsageError, match=f"cannot join Ray at {address}: .* no answer within 5 s"):
+        with pytest.raises(UsageError, match=f"cannot join Ray at {address}: .* no answer within 3 s"):
             RayEngine(address=address).__enter__()
     assert time.monotonic() - started < 20
 
 
 @pytest.mark.faults
-def test_without_the_head_what_is_done_is_kept(nodes, population, monkeypatch):
+def test_without_the_head_what_is_done_is_kept(nodes, engine, population):
     """Last of all, for the nodes do not survive it."""
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")
-    started = []
+    beheaded = []
 
     def behead(answer):
-        if not started:
-            started.append(time.monotonic())
-            for kind in ("gcs_server", "raylet"):
-                os.kill(pid_of(nodes.cluster.head_node, kind), signal.SIGKILL)
+        if not beheaded:
+            nodes.kill_head()
+            beheaded.append(time.monotonic())
 
-    with RayEngine("cpu", address=nodes.cluster.address, poll_s=0.05, settle_s=0.5) as engine:
-        with pytest.raises(PartialError, match="finished members are kept, the same command resumes"):
-            engine.run(population, range(1000), behead)
-    assert time.monotonic() - started[0] < 40
-    assert population.done(range(1000))
+    with pytest.raises(PartialError, match="Ray.*; finished members are kept, the same command resumes"):
+        engine.run(population, range(1000), behead)
+    assert time.monotonic() - beheaded[0] < 40
+    assert 0 < len(population.done(range(1000))) < 1000

@@ -5,7 +5,7 @@ import pytest
 
 from rumfast.errors import DataError, MismatchError
 from rumfast.store import read_npz, write_npz
-from rumfast.sweeps.records import MemberRecord, load_record, save_record
+from rumfast.sweeps.records import MemberRecord, is_diverged, load_record, save_record
 
 
 def record(n=13, tests=5, index=4, seed=0, **changes):
@@ -50,6 +50,28 @@ def test_diverged_records_carry_no_predictions(tmp_path):
     assert found.diverged and len(found.include_N) == 13 and len(found.correct_N) == len(found.margin_N) == 0
 
 
+@pytest.mark.parametrize("n, epochs", [(13, 3), (8, 1), (1, 2)])
+def test_events_and_wide_margins_make_the_round_trip(tmp_path, n, epochs):
+    rng = np.random.default_rng(n)
+    events = {"learned_EN": rng.random((epochs, n)) < 0.5, "proxies_KN": rng.random((4, n), np.float32)}
+    wide = {"margin_N": rng.normal(size=n).astype(np.float32), **events}
+    save_record(tmp_path / "x.npz", record(n, **wide))
+    assert_same(load_record(tmp_path / "x.npz"), record(n, **wide))
+
+
+def test_whether_it_diverged_is_known_from_a_few_bytes(tmp_path):
+    save_record(tmp_path / "0.npz", diverged())
+    save_record(tmp_path / "4.npz", record())
+    assert is_diverged(tmp_path / "0.npz") and not is_diverged(tmp_path / "4.npz")
+    for damaged in (b"", b"PK"):
+        (tmp_path / "4.npz").write_bytes(damaged)
+        with pytest.raises(DataError, match="4.npz: damaged"):
+            is_diverged(tmp_path / "4.npz")
+    write_npz(tmp_path / "5.npz", {"meta": np.array("{}")})
+    with pytest.raises(DataError, match="5.npz: not a member record"):
+        is_diverged(tmp_path / "5.npz")
+
+
 def test_a_record_is_small(tmp_path):
     rng = np.random.default_rng(0)
     big = record(45_000, 10_000, margin_N=rng.normal(8, 4, 45_000).astype(np.float16))
@@ -60,8 +82,8 @@ def test_a_record_is_small(tmp_path):
 
 
 def test_a_second_writer_agrees_or_is_refused(tmp_path):
-    save_record(tmp_path / "x.npz", record())
-    save_record(tmp_path / "x.npz", record())
+    assert save_record(tmp_path / "x.npz", record())
+    assert not save_record(tmp_path / "x.npz", record())
     with pytest.raises(MismatchError, match="x.npz: exists with other content"):
         save_record(tmp_path / "x.npz", record(seed=1))
     assert_same(load_record(tmp_path / "x.npz"), record())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rumfast.config import TrainConfig
+from rumfast.config import TrainConfig, parse_recipe
 from rumfast.data import Dataset
 from rumfast.errors import UsageError
 from rumfast.sweeps import DataRef, PopulationSpec
@@ -103,3 +103,34 @@ def test_data_is_referred_to_by_where_it_lies_and_what_it_holds(digits):
 def test_shares_outside_0_and_1(digits, include):
     with pytest.raises(UsageError, match="include: got .*, expected a share between 0 and 1"):
         sweep_spec(digits, TrainConfig(), include=include)
+
+
+def test_independent_subsets_include_each_example_by_itself():
+    spec, members, n = make(design="independent", include=0.3, seed=2), 2000, 30
+    include_MN = np.zeros((members, n))
+    for index in range(members):
+        include_MN[index, spec.subset(index, n)] = 1
+    sizes = include_MN.sum(1)
+    assert sizes.mean() == pytest.approx(9, abs=0.3) and sizes.var() == pytest.approx(
+        30 * 0.3 * 0.7, rel=0.15
+    )
+    pairs = np.corrcoef(include_MN.T)[~np.eye(n, dtype=bool)]
+    assert abs(pairs.mean()) < 5e-3  # of fixed sizes it is −1 / (n − 1)
+
+
+def test_pairs_are_complementary_halves_of_the_pool():
+    spec = make(design="pairs", include=0.5, excluded=(0, 7), seed=4)
+    for index in range(0, 10, 2):
+        first, second = (spec.subset(which, 21).tolist() for which in (index, index + 1))
+        assert sorted(first + second) == spec.pool(21).tolist() and (len(first), len(second)) == (9, 10)
+    assert spec.subset(0, 21).tolist() != spec.subset(2, 21).tolist()
+
+
+def test_pairs_must_be_halves(digits, recipe):
+    with pytest.raises(UsageError, match="pairs are complementary halves, so include must be 0.5, got 0.7"):
+        sweep_spec(digits, recipe, design="pairs", device="cpu")
+    with pytest.raises(ValueError, match="complementary halves"):
+        make(design="pairs")
+    with pytest.raises(UsageError, match="sweep: Value error, design: pairs"):
+        parse_recipe('plans=[{name="a",steps="none"}]\ndata={path="x"}\nforget={request="class:1"}\n'
+                     '[sweep]\ndesign="pairs"', "r.toml")  # fmt: skip

@@ -12,7 +12,8 @@ import numpy as np
 
 from rumfast import errors
 from rumfast.errors import PartialError, RumfastError
-from rumfast.sweeps.journal import read_history
+from rumfast.store import remove_partial
+from rumfast.sweeps.journal import HistoryReader, read_history
 from rumfast.sweeps.population import Population
 
 ATTEMPTS = 3  # times a member may take its worker down with it, or a round of chunks end without any member
@@ -94,6 +95,7 @@ class ChunkEngine(ABC):
                 self._wait(jobs, watch)
             finally:
                 jobs.cancel()
+                remove_partial(population.root)
             if why := getattr(jobs, "reason", ""):  # where a cluster knows how its last chunk was lost
                 reason = f" ({why})"
             fruitless = 0 if len(watch.missing()) < len(missing) else fruitless + 1
@@ -122,7 +124,8 @@ class Watch:
         self._wanted = wanted
         self._on_done = on_done
         self._done = set(population.done(wanted))
-        self._known = set(read_history(population.root).failures)
+        self._journals = HistoryReader(population.root)
+        self._known = set(self._journals.read().failures)
 
     def missing(self) -> list[int]:
         """Members without which the work is not done."""
@@ -135,7 +138,7 @@ class Watch:
             RumfastError: a worker has journalled an error since this watch began.
         """
         new = [index for index in self._population.done(self._wanted) if index not in self._done]
-        history = read_history(self._population.root)
+        history = self._journals.read()
         for index in new:
             self._done.add(index)
             self._on_done({"status": "done", "wall_s": history.seconds.get(index, 0.0)})

@@ -23,11 +23,13 @@ from typing import Any
 
 from rumfast import errors
 from rumfast.errors import PartialError, UsageError
+from rumfast.runtime import usable_cores
 from rumfast.sweeps.engines.base import ChunkEngine
 from rumfast.sweeps.population import Population
 
-OPEN_S = 120.0  # to start or join a cluster, importing torch from a slow disk included
+OPEN_S = 120.0  # to start or join a cluster; seconds, unless the machine is very busy
 ANSWER_S = 90.0  # longer than Ray itself waits for a lost head
+CANCEL_S = 10.0  # to take back chunks; with the next, how long an interruption may take
 CLOSE_S = 15.0  # to shut Ray down in order
 KNOCK_S = 10.0  # to reach the head's port
 CONNECT_TRIES = "5"  # a second each; by default Ray tries a wrong token for twenty
@@ -44,7 +46,7 @@ class Driver:
         self._log = tempfile.TemporaryFile()
         # A session of its own: Ctrl-C reaches the engine alone, which then stops Ray in order.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rumfast.sweeps.engines.ray_driver"],
+            [sys.executable, "-P", str(Path(__file__).with_name("ray_driver.py"))],
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -134,7 +136,7 @@ class RayJobs:
         """Take back what waits and stop what is at work."""
         if self._alive:
             with suppress(PartialError):  # a lost driver's tasks end with it
-                self._engine.ask("cancel")
+                self._engine.ask("cancel", CANCEL_S)
 
 
 class RayEngine(ChunkEngine):
@@ -198,8 +200,15 @@ class RayEngine(ChunkEngine):
                 raise UsageError(f"address: nothing answers at {self.address}: {error}") from None
         self._driver = Driver(self._environment())
         try:
-            options = {"address": self.address, "cpus": self.cpus, "gpus": self.gpus, "device": self.device}
-            self._driver.ask("open", OPEN_S, **options)
+            self._driver.ask(
+                "open",
+                OPEN_S,
+                address=self.address,
+                cores=usable_cores(),
+                cpus=self.cpus,
+                gpus=self.gpus,
+                device=self.device,
+            )
         except BaseException as error:
             self.__exit__(type(error))
             if isinstance(error, DriverLost):
@@ -219,15 +228,16 @@ class RayEngine(ChunkEngine):
         self.ask("submit", root=str(Path(population.root).resolve()), chunks=list(chunks))
         return RayJobs(self)
 
-    def ask(self, do: str, **fields: Any) -> dict[str, Any]:
+    def ask(self, do: str, limit_s: float = ANSWER_S, **fields: Any) -> dict[str, Any]:
         """Let the driver do something.
 
         Raises:
+            RumfastError: it answers with one.
             PartialError: it is gone, with the cluster's head, say.
         """
         assert self._driver is not None, "RayEngine is a context manager"
         try:
-            return self._driver.ask(do, **fields)
+            return self._driver.ask(do, limit_s, **fields)
         except DriverLost as error:
             raise PartialError(f"{error}; finished members are kept, the same command resumes") from None
 

@@ -1,4 +1,4 @@
-"""The process that talks to Ray: ``python -m rumfast.sweeps.engines.ray_driver``, started by ``RayEngine``.
+"""The script of the process that talks to Ray for ``RayEngine``; without torch it starts at once.
 
 One JSON request per line on stdin ({"number": n, "do": method, ...}), one JSON answer per line on stdout.
 When stdin ends, so do its tasks, and Ray itself where this process has started it.
@@ -15,14 +15,19 @@ from contextlib import suppress
 from typing import Any
 
 from rumfast.errors import PartialError, RumfastError, UsageError
-from rumfast.runtime import usable_cores
-from rumfast.sweeps.worker import do_chunk
 
 RETRIES = 2  # times that Ray itself moves a chunk whose worker or node has died
 OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray takes; members travel through files
 LOOK_S = 30.0  # between two looks at whether any node has room for a chunk
 PATIENCE_S = 600.0  # for nodes that have it, which an autoscaler may be starting
 ROUNDING = 1e-9  # 1 / 0.1 tasks are ten
+
+
+def do_chunk(root: str, indices: Sequence[int], device: str) -> None:
+    """What a task runs."""
+    from rumfast.sweeps import worker
+
+    worker.do_chunk(root, indices, device)
 
 
 class Cluster:
@@ -41,8 +46,10 @@ class Cluster:
         self._reason = ""
         self._room_at = 0.0
 
-    def open(self, address: str | None, cpus: float, gpus: float | None, device: str) -> dict[str, Any]:
-        """Join the cluster, or start one of this machine."""
+    def open(
+        self, address: str | None, cores: int, cpus: float, gpus: float | None, device: str
+    ) -> dict[str, Any]:
+        """Join the cluster, or start one on ``cores`` of this machine."""
         if address is not None:
             try:
                 self._ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
@@ -52,7 +59,7 @@ class Cluster:
             self._folder = tempfile.TemporaryDirectory(prefix="rumfast-ray-", ignore_cleanup_errors=True)
             self._ray.init(
                 "local",  # even where RAY_ADDRESS names another
-                num_cpus=usable_cores(),
+                num_cpus=cores,
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 log_to_driver=False,

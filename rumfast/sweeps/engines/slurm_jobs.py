@@ -14,7 +14,7 @@ COMPLETING_S = 60.0  # that a task may take to end or to queue again, before it 
 
 # A task that is held, by its owner, an administrator or after a failed launch, does not start by waiting.
 HELD_STATES = frozenset(("REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"))
-HELD_REASON = re.compile(r"JobHeld|JobHold|(launch failed|job) requeued (in )?held")
+HELD_REASON = re.compile(r"JobHeld|JobHold|(launch.failed|job).requeued.(in.)?held")
 # Reasons of a wait that ends only when somebody edits the job; the next array would wait for the same.
 HOPELESS = frozenset(
     "AccountNotAllowed BadConstraints DependencyNeverSatisfied InvalidAccount InvalidQOS PartitionTimeLimit "
@@ -79,7 +79,7 @@ def tasks_of(job_id: str) -> list[tuple[str, str, str]] | None:
         return []  # all of it ended long ago
     if answer.returncode:
         return None
-    rows = (line.replace("_held", " held").split("|", 2) for line in answer.stdout.splitlines())
+    rows = (line.split("|", 2) for line in answer.stdout.splitlines())
     return [(task, state, reason) for task, state, reason in rows]
 
 

@@ -1,0 +1,36 @@
+import pytest
+
+from rumfast.errors import UsageError
+from rumfast.sweeps import LocalEngine, open_engine
+
+
+def test_local_engines_by_name():
+    assert isinstance(open_engine(device="cpu"), LocalEngine)
+    assert open_engine("local", workers=3, device="cpu").workers == 3
+    assert open_engine(" local ( workers = 2 ) ", workers=3, device="cpu").workers == 2
+
+
+def test_cluster_engines_by_name():
+    pytest.importorskip("ray")
+    assert type(open_engine("ray(address=auto, gpus=0.25)", device="cpu")).__name__ == "RayEngine"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("locale", "got 'locale', expected one of local, ray, slurm"),
+        ("local(", "got 'local.', expected a name such as slurm"),
+        ("", "expected a name"),
+        ("local(workers)", "got 'workers' in .*, expected KEY=VALUE"),
+        ("local(workers=2, workers=3)", "each key once"),
+        ("local(workers=none)", "workers got 'none', expected a number above 0"),
+        ("local(workers=0)", "workers got '0', expected a number above 0"),
+        ("local(gpus=1)", "local has no option gpus; it has workers"),
+        ("ray(gpu=1)", "ray has no option gpu; it has address, cpus, gpus"),
+        ("ray(gpus=-1)", "gpus got '-1'"),
+        ("slurm(slots=many)", "slots got 'many'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(text, message):
+    with pytest.raises(UsageError, match=f"--engine: {message}|--engine: .*{message}"):
+        open_engine(text, device="cpu")
