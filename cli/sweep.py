@@ -78,17 +78,19 @@ def run(
     from rumfast.sweeps.run import train_members
     from rumfast.sweeps.upkeep import status as count
 
-    with open_engine(engine, workers=workers, device=device) as pool:
+    chosen_engine = open_engine(engine, workers=workers, device=device)
+    launch = getattr(chosen_engine, "launch", None)
+    if detach and launch is None:
+        raise UsageError(f"--detach: only Slurm trains on without this command, not {engine}")
+    with chosen_engine as pool:
         population, total = _sweep(recipe, out, pool, device)
         chosen = member_range(members) or range(total)
-        if not detach:
+        if launch is None or not detach:
             train_members(pool, population, chosen, "sweep members")
             show(count(population, total), json_output, "sweep-status")
-        elif hasattr(pool, "launch"):
-            job = pool.launch(population, chosen)
-            show({"job": job, "watch": f"rumfast sweep status --out {out}"}, json_output, "sweep-launch")
         else:
-            raise UsageError(f"--detach: only Slurm trains on without this command, not {engine}")
+            job = launch(population, chosen)
+            show({"job": job, "watch": f"rumfast sweep status --out {out}"}, json_output, "sweep-launch")
 
 
 @app.command()

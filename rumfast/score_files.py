@@ -65,16 +65,26 @@ def write_scores(path: str | Path, column_N: Mapping[str, np.ndarray]) -> None:
     Raises:
         UsageError: another ending, or Parquet without pyarrow.
     """
-    path = Path(path)
+    path = check_ending(path)
     if path.suffix == ".npz":
         published = {"tr_mem": column_N["memorization"], "tr_labels": column_N["label"]}
         write_npz(path, {**column_N, **published}, replace=True)
     elif path.suffix == ".csv":
         write_bytes(path, lambda temporary: _write_csv(temporary, column_N), replace=True)
-    elif path.suffix == ".parquet":
-        write_bytes(path, lambda temporary: _write_parquet(temporary, column_N), replace=True)
     else:
+        write_bytes(path, lambda temporary: _write_parquet(temporary, column_N), replace=True)
+
+
+def check_ending(path: str | Path) -> Path:
+    """The path, if scores can be written as its name ends.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    path = Path(path)
+    if path.suffix not in (".npz", ".parquet", ".csv"):
         raise UsageError(f"{path}: expected a name that ends in .npz, .parquet or .csv")
+    return path
 
 
 def _write_csv(path: Path, column_N: Mapping[str, np.ndarray]) -> None:

@@ -13,7 +13,7 @@ from rumfast.pipeline.context import Context
 from rumfast.pipeline.request import rehearse
 from rumfast.reporting.page import write_report
 from rumfast.runtime import cpu_threads, environment
-from rumfast.score_files import read_scores, write_scores
+from rumfast.score_files import check_ending, read_scores, write_scores
 from rumfast.scores import Memorization, worst_standard_error
 from rumfast.store import (
     read_json,
@@ -46,6 +46,8 @@ class Run(Context):
         remove_partial(self.dir.root)
         data = self.data
         rehearse(self.recipe, data, self.excluded)  # a mistake in request or plans must not cost a sweep
+        if self.recipe.sweep.scores is not None:
+            read_scores(self.recipe.sweep.scores, data.train.label_N)
         write_text(self.dir.recipe, dump_recipe(self.recipe))
         write_json(
             self.dir.manifest,
@@ -222,6 +224,8 @@ def run(
         RumfastError: see ``rumfast.errors``; finished work is kept.
     """
     results = {}
+    if export is not None:
+        check_ending(export)
     with LocalEngine(workers, device) if engine is None else engine as entered:
         conductor = Run(recipe, out, entered, device)
         for name, stage in STAGES.items():

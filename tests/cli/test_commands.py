@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from rumfast.store import read_npz, write_npz
+
 TINY = """
 plans = [{ name = "none", steps = "none" }, { name = "tune", steps = "each: finetune(epochs=1)" }]
 [data]
@@ -54,6 +56,10 @@ def test_doctor_prints_one_json_object(rumfast):
         (["run", "digits.toml"], 2, "--out"),
         (["run", "digits.toml", "--out", "x", "--device", "tpu"], 2, "tpu"),
         (["sweep", "run", "digits.toml", "--out", "x", "--engine", "mainframe"], 2, "mainframe"),
+        (["run", "tiny.toml", "--out", "x", "--engine", "ray(gpu=1)"], 2, "ray has no option gpu"),
+        (["sweep", "run", "tiny.toml", "--out", "x", "--detach"], 2, "only Slurm trains on"),
+        (["score", "tiny.toml", "--out", "x", "--scores", "none.npz"], 4, "none.npz: no such file"),
+        (["score", "tiny.toml", "--out", "x", "--export", "scores.doc"], 2, "ends in .npz"),
         (["run", "tiny.toml", "--out", "x", "--forget", "colour:red"], 2, "colour:red"),
         (["run", "tiny.toml", "--out", "x", "--forget", "memorization:high:101"], 2, "101"),
         (["data", "pack", "floppy:A", "--out", "x"], 2, "floppy:A"),
@@ -98,8 +104,26 @@ def test_sweep_verbs_and_a_second_request(rumfast, tmp_path):
 
     partial = json.loads(rumfast("sweep", "run", "--out", first, "--members", "0:6", "--json").stdout)
     assert partial["done"] == 6 and partial["missing"] == 6
-    assert rumfast("score", "--out", first).code == 0
-    assert json.loads(rumfast("sweep", "status", "--out", first, "--json").stdout)["missing"] == 0
+    assert plan["wall_hours_cluster"] == pytest.approx(plan["device_hours"] / plan["slots"])
+    scores = tmp_path / "scores.npz"
+    summary = json.loads(rumfast("score", "--out", first, "--export", scores, "--json").stdout)
+    assert -1 <= summary["split_half"]["spearman"] <= 1
+    assert summary["worst_standard_error"] == pytest.approx(plan["standard_error"])
+    status = json.loads(rumfast("sweep", "status", "--out", first, "--json").stdout)
+    assert (status["done"], status["missing"], status["running"], status["failed"]) == (12, 0, 0, 0)
+    assert status["eta_hours"] == 0 and status["device_hours"] > 0
+
+    published = tmp_path / "published"
+    assert rumfast("refine", recipe, "--out", published, "--scores", scores).code == 0
+    assert not (published / "sweep").exists()
+    assert rumfast("refine", "--out", first).code == 0
+    chosen = [read_npz(out / "forget" / "split.npz")["forget"].tolist() for out in (first, published)]
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 12
+    arrays = read_npz(scores)
+    arrays["label"][:3] += 1
+    write_npz(tmp_path / "other.npz", arrays)
+    refused = rumfast("refine", recipe, "--out", tmp_path / "other", "--scores", tmp_path / "other.npz")
+    assert refused.code == 3 and "3 labels differ" in refused.stderr
 
     damaged = first / "sweep" / "members" / "000003.npz"
     damaged.write_bytes(damaged.read_bytes()[:-40])

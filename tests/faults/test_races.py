@@ -29,7 +29,7 @@ for _ in range(racers):
     children.append(os.fork())
     if children[-1] == 0:
         for index in range(members):
-            barrier.wait()
+            barrier.wait(60)
             do_chunk(root, [index], "cpu")
         os._exit(0)
 sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
@@ -49,7 +49,7 @@ for racer in range(racers):
         for index in range(members):
             record = theirs.record(index)
             record.margin_N[0] = racer
-            barrier.wait()
+            barrier.wait(60)
             try:
                 code = 0 if population.save_record(record) else 1
             except RumfastError as error:

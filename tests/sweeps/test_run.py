@@ -69,7 +69,7 @@ def test_a_sweep_without_usable_members(population):
     with pytest.raises(UsageError, match="no usable member yet"):
         load_sweep(population, range(4))
     fill(population, range(2), diverged={0, 1})
-    with pytest.raises(UsageError, match="no usable member yet"):
+    with pytest.raises(DivergedError, match="2 of 2 members diverged"):
         load_sweep(population, range(4)).memorization()
 
 

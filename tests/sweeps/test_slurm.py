@@ -326,3 +326,15 @@ def test_a_job_that_submits_jobs_does_not_pass_on_its_own_limits(monkeypatch):
         inside = {name: os.environ.get(name) for name in values}
     assert inside == values | {"SLURM_JOB_ID": None, "SLURM_MEM_PER_NODE": None}
     assert {name: os.environ[name] for name in values} == values
+
+
+@pytest.mark.slow
+def test_the_same_24_members_on_local_ray_and_slurm(idle, recipe, tmp_path):
+    pytest.importorskip("ray")
+    from rumfast.bench.engines import measure
+
+    record = measure(["local(workers=2)", "ray", "slurm(slots=2, minutes=30)"], tmp_path, 24, recipe)
+    assert [row["same_records"] for row in record["rows"]] == [True] * 3
+    assert [row["repeated"] for row in record["rows"]] == [0] * 3
+    for number in range(3):
+        assert Population.open(tmp_path / str(number)).done(range(24)) == list(range(24))

@@ -48,7 +48,7 @@ class Chunk:
 
     def __call__(self) -> None:
         # Slurm cancels with SIGTERM, which submitit ignores: each task would take all of KillWait to end.
-        pass
+        signal.signal(signal.SIGTERM, _end)
         self._started, self._before = time.monotonic(), self._done()
         do_chunk(self.root, self.indices, self.device)
 
