@@ -1,18 +1,20 @@
-"""Write README.md's measured tables from committed records: ``python -m rumfast.bench.readme [--check]``.
+"""Write the measured tables of README.md and docs: ``python -m rumfast.bench.readme [--check]``.
 
 A block ``<!-- record: FILE -->`` … ``<!-- end -->`` is replaced by the table of ``bench/results/FILE``, and
-``<!-- record: FILE kernels -->`` or ``… others -->`` by that of its kernels' cases, or of the other suites'.
+``<!-- record: FILE PART -->`` by one of its parts: ``kernels`` or ``others`` (suites), ``sweep`` (of a run),
+``imagenet`` (worked out from reductions).
 """
 
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rumfast.bench import sweep_tables
 from rumfast.errors import MismatchError
 from rumfast.evaluation import t_interval
 from rumfast.store import read_json, write_text
@@ -43,11 +45,10 @@ def render(text: str, results: Path) -> str:
 
 
 def _table(record: Mapping[str, Any], part: str | None) -> str:
-    if record["schema"].startswith("rumfast/evaluation/"):
-        return evaluation_table(record)
-    if record["schema"].startswith("rumfast/builds/"):
-        return builds_table(record)
-    return kernels_table(record) if part == "kernels" else throughput_table(record, part)
+    kind = record["schema"].split("/")[1]
+    if kind == "bench":
+        return kernels_table(record) if part == "kernels" else throughput_table(record, part)
+    return TABLES[kind, part](record)
 
 
 def throughput_table(record: Mapping[str, Any], part: str | None = None) -> str:
@@ -151,18 +152,30 @@ def _cell(metric: Mapping[str, Any]) -> str:
     return f"**{metric['mean']:.3f}**{half}" if metric["inside"] else f"{metric['mean']:.3f}{half}"
 
 
+TABLES: dict[tuple[str, str | None], Callable[[Mapping[str, Any]], str]] = {
+    ("builds", None): builds_table,
+    ("evaluation", None): evaluation_table,
+    ("evaluation", "sweep"): sweep_tables.sweep_table,
+    ("engines", None): sweep_tables.engines_table,
+    ("reduce", None): sweep_tables.reduce_table,
+    ("reduce", "imagenet"): sweep_tables.imagenet_table,
+    ("scale", None): sweep_tables.scale_table,
+    ("sweep-plan", None): sweep_tables.plan_table,
+}
+
+
 def main() -> None:
-    """Rewrite README.md, or with ``--check`` fail if it differs."""
+    """Rewrite the pages, or with ``--check`` fail if one differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    made = render(text, ROOT / "bench" / "results")
-    if check and made != text:
-        raise MismatchError("README.md differs from bench/results; run make readme")
-    if not check:
-        write_text(readme, made)
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text(encoding="utf-8")
+        made = render(text, ROOT / "bench" / "results")
+        if check and made != text:
+            raise MismatchError(f"{page.name} differs from bench/results; run make readme")
+        if not check:
+            write_text(page, made)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def run(
     """Train the members that are missing, all or those of --members."""
     from rumfast.errors import UsageError
     from rumfast.sweeps import open_engine
+    from rumfast.sweeps.reduce import require_converged
     from rumfast.sweeps.run import train_members
     from rumfast.sweeps.upkeep import status as count
 
@@ -87,7 +88,9 @@ def run(
         chosen = member_range(members) or range(total)
         if launch is None or not detach:
             train_members(pool, population, chosen, "sweep members")
-            show(count(population, total), json_output, "sweep-status")
+            found = count(population, total)
+            show(found, json_output, "sweep-status")
+            require_converged(population, found["diverged"], found["done"])
         else:
             job = launch(population, chosen)
             show({"job": job, "watch": f"rumfast sweep status --out {out}"}, json_output, "sweep-launch")

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.format import open_memmap
-from scipy import stats
 
 from rumfast.errors import DataError, DivergedError, UsageError
 from rumfast.scores import Influence, MarginStatistics, MemberTotals, Memorization, top_influences
@@ -30,6 +29,19 @@ COMPACT = {
     "margin_MN": "margin_N",
     "margin_test_MT": "margin_test_N",
 }  # stacked array → field of the records
+
+
+def require_converged(population: Population, diverged: int, done: int) -> None:
+    """Refuse a sweep of which more than 2 % diverged.
+
+    Raises:
+        DivergedError: with both numbers.
+    """
+    if diverged > MOST_DIVERGED * done:
+        raise DivergedError(
+            f"{population.root}: {diverged} of {done} members diverged, more than {MOST_DIVERGED:.0%}; "
+            "lower train.lr"
+        )
 
 
 class Reliability(NamedTuple):
@@ -97,12 +109,7 @@ class Sweep:
         return halves
 
     def _check(self, usable: int) -> None:
-        diverged = len(self.members) - usable
-        if diverged > MOST_DIVERGED * len(self.members):
-            raise DivergedError(
-                f"{self.population.root}: {diverged} of {len(self.members)} members diverged, more than "
-                f"{MOST_DIVERGED:.0%}; lower train.lr"
-            )
+        require_converged(self.population, len(self.members) - usable, len(self.members))
         if not usable:
             raise UsageError(f"{self.population.root}: no usable member yet; run the sweep first")
 
@@ -128,6 +135,8 @@ class Sweep:
 
     def reliability(self) -> Reliability | None:
         """Agreement of two halves of the sweep; None where they define fewer than three common examples."""
+        from scipy import stats  # here, as it takes each worker a second to import
+
         first_N, second_N = (half.memorization().score_N for half in self._halves)
         both_N = np.isfinite(first_N) & np.isfinite(second_N)
         first_N, second_N = first_N[both_N], second_N[both_N]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rumfast.errors import DataError, UsageError
+from rumfast.runtime import environment
 from rumfast.scores import worst_standard_error
 from rumfast.sweeps.engines import Engine
 from rumfast.sweeps.journal import read_history
@@ -57,6 +58,7 @@ def estimate(
         "disk_bytes": size * members,
         "usd": None if usd_per_gpu_hour is None else usd_per_gpu_hour * device_hours,
         "standard_error": worst_standard_error(members, include),
+        "environment": dict(environment()),
     }
 
 

@@ -90,6 +90,18 @@ def test_plan_typos_are_refused_before_training(rumfast, tmp_path):
     assert not (tmp_path / "run" / "original").exists()
 
 
+@pytest.mark.faults
+def test_a_sweep_that_diverges_says_so_and_ends_with_6(rumfast, tmp_path):
+    (tmp_path / "wild.toml").write_text(
+        TINY.replace("epochs = 1", "epochs = 2\nbatch_size = 16\nlr = 1e30").replace("12", "4")
+    )
+    outcome = rumfast(
+        "sweep", "run", tmp_path / "wild.toml", "--out", tmp_path / "run", "--workers", 1, "--json"
+    )
+    assert json.loads(outcome.stdout)["diverged"] == 4
+    assert outcome.code == 6 and "4 of 4 members diverged, more than 2%; lower train.lr" in outcome.stderr
+
+
 @pytest.mark.slow
 def test_sweep_verbs_and_a_second_request(rumfast, tmp_path):
     recipe = tmp_path / "tiny.toml"

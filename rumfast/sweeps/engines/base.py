@@ -12,7 +12,7 @@ import numpy as np
 
 from rumfast import errors
 from rumfast.errors import PartialError, RumfastError
-from rumfast.store import remove_partial
+from rumfast.store import remove_partial, require_writable
 from rumfast.sweeps.journal import HistoryReader, read_history
 from rumfast.sweeps.population import Population
 
@@ -81,6 +81,8 @@ class ChunkEngine(ABC):
     def run(self, population: Population, indices: Iterable[int], on_done: OnDone = ignore) -> None:
         """See :class:`Engine`."""
         wanted = sorted(set(indices))
+        if wanted and population.done(wanted) != wanted:
+            require_writable(population.root)
         watch = Watch(population, wanted, on_done)
         fruitless, reason = 0, ""
         while missing := watch.missing():
