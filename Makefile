@@ -28,13 +28,19 @@ $(VENV)/ready: pyproject.toml | system
 	$(BIN)/pip install --quiet --editable '.[ffcv,parquet,ray,slurm,dev]'
 	touch $@
 
-# Measure everything README shows on this machine (half an hour on two cores), and write it there.
+# Measure everything README and docs show on this machine (an hour and a half on two cores), and write it there.
+# The engines are those that run here: where Slurm does, add it to ENGINES.
+ENGINES := local ray
 records: $(VENV)/ready data/cifar10/dataset.json
 	mkdir -p $(RESULTS)
-	for recipe in digits digits-tuning cifar10-small cifar10-small-tuning; do \
+	$(BIN)/rumfast sweep plan cifar10-memorization.toml --out runs/records/cifar10-memorization --json > $(RESULTS)/plan.json
+	for recipe in digits digits-tuning cifar10-small cifar10-small-tuning cifar10-memorization; do \
 		$(BIN)/rumfast run $$recipe.toml --out runs/records/$$recipe --json > $(RESULTS)/$$recipe.json || exit; done
 	$(BIN)/rumfast bench all --save $(RESULTS)/bench.json
 	$(BIN)/python -m rumfast.bench.builds --save bench/results/builds.json
+	$(BIN)/python -m rumfast.bench.engines $(ENGINES) --save $(RESULTS)/engines.json
+	$(BIN)/python -m rumfast.bench.reduce --save $(RESULTS)/reduce.json
+	$(BIN)/python -m rumfast.bench.scale --save $(RESULTS)/scale.json
 
 data/cifar10/dataset.json: | $(VENV)/ready
 	$(BIN)/rumfast data pack $(CIFAR10) --out data/cifar10
