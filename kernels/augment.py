@@ -143,12 +143,13 @@ def _launch(
     low, high = (1 << 40 | key << 1 | 1 for key in _key(seed, epoch))
     drawn = id_B is not None and (flip or crop_padding > 0)
     if out.numel():
-        _augment_kernel[len(out), -(-height * width * 3 // blocks["BLOCK"])](
-            image_NHWC, *image_NHWC.stride(), images, None if id_B is None else id_B.contiguous(), low, high,
-            scale_3, shift_3, out, HEIGHT=height, WIDTH=width, PADDING=crop_padding if drawn else 0,
-            FLIP=flip and drawn, GATHER=gather, **blocks,
-            enable_fp_fusion=False,  # a fused multiply-add rounds once, a CPU's two operations twice
-        )  # fmt: skip
+        with torch.cuda.device_of(out):
+            _augment_kernel[len(out), -(-height * width * 3 // blocks["BLOCK"])](
+                image_NHWC, *image_NHWC.stride(), images, None if id_B is None else id_B.contiguous(),
+                low, high, scale_3, shift_3, out, HEIGHT=height, WIDTH=width,
+                PADDING=crop_padding if drawn else 0, FLIP=flip and drawn, GATHER=gather, **blocks,
+                enable_fp_fusion=False,  # a fused multiply-add rounds once, a CPU's two operations twice
+            )  # fmt: skip
     return out
 
 

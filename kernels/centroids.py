@@ -53,10 +53,11 @@ def _launch_distances(embedding_ND: Tensor, mean_GD: Tensor, group_N: Tensor | N
     mean_GD = mean_GD.to(exact).contiguous()
     group_N = None if group_N is None else group_N.contiguous()
     if points:
-        _distances_kernel[(-(-points // blocks["BLOCK_N"]),)](
-            embedding_ND, *embedding_ND.stride(), mean_GD, group_N, out_N, points, len(mean_GD), width,
-            EXACT=triton_dtype(exact), **blocks,
-        )  # fmt: skip
+        with torch.cuda.device_of(embedding_ND):
+            _distances_kernel[(-(-points // blocks["BLOCK_N"]),)](
+                embedding_ND, *embedding_ND.stride(), mean_GD, group_N, out_N, points, len(mean_GD), width,
+                EXACT=triton_dtype(exact), **blocks,
+            )  # fmt: skip
     return out_N
 
 

@@ -107,11 +107,12 @@ def _launch(
     b_MC = None if bias is None else _as_members(bias, lead, 1)
     if found[0].numel():
         blocks = meta(classes, width, embedding.dtype)
-        _linear_margins_kernel[(-(-examples // blocks["BLOCK_N"]), len(x_MND))](
-            x_MND, w_MCD, b_MC, label.contiguous(), *x_MND.stride(), *w_MCD.stride(),
-            *((0, 0) if b_MC is None else b_MC.stride()), examples, classes, width,
-            *dense.spread(found, outputs), PRECISION="ieee" if torch.version.hip else "tf32x3", **blocks,
-        )  # fmt: skip
+        with torch.cuda.device_of(embedding):
+            _linear_margins_kernel[(-(-examples // blocks["BLOCK_N"]), len(x_MND))](
+                x_MND, w_MCD, b_MC, label.contiguous(), *x_MND.stride(), *w_MCD.stride(),
+                *((0, 0) if b_MC is None else b_MC.stride()), examples, classes, width,
+                *dense.spread(found, outputs), PRECISION="ieee" if torch.version.hip else "tf32x3", **blocks,
+            )  # fmt: skip
     return found
 
 

@@ -204,10 +204,11 @@ def _launch(logits: Tensor, label: Tensor, outputs: int) -> list[Tensor]:
     if rows:
         blocks = meta(classes)
         grid = (-(-rows // blocks["BLOCK_N"]),)
-        _margins_kernel[grid](
-            logits_MNC, label.contiguous(), *logits_MNC.stride(), examples, rows, classes,
-            *spread(found, outputs), **blocks,
-        )  # fmt: skip
+        with torch.cuda.device_of(logits):
+            _margins_kernel[grid](
+                logits_MNC, label.contiguous(), *logits_MNC.stride(), examples, rows, classes,
+                *spread(found, outputs), **blocks,
+            )  # fmt: skip
     return found
 
 

@@ -130,13 +130,14 @@ def _launch(embedding_ND: Tensor, group_N: Tensor | None, groups: int) -> tuple[
     mean_GD, scatter_GD = embedding_ND.new_empty(2, groups, width, dtype=torch.float64)
     if width:
         given = embedding_ND, *embedding_ND.stride(), order, bound, tile_start
-        _tiles_kernel[tiles, -(-width // blocks["BLOCK_D"])](
-            *given, tile_group, total, square, groups, width, EXACT=triton_exact, **blocks
-        )
-        _merge_kernel[groups, -(-width // 32)](
-            *given, total, square, mean_GD, scatter_GD, width,
-            EXACT=triton_exact, **(blocks | {"BLOCK_T": 64, "BLOCK_D": 32}),
-        )  # fmt: skip
+        with torch.cuda.device_of(embedding_ND):
+            _tiles_kernel[tiles, -(-width // blocks["BLOCK_D"])](
+                *given, tile_group, total, square, groups, width, EXACT=triton_exact, **blocks
+            )
+            _merge_kernel[groups, -(-width // 32)](
+                *given, total, square, mean_GD, scatter_GD, width,
+                EXACT=triton_exact, **(blocks | {"BLOCK_T": 64, "BLOCK_D": 32}),
+            )  # fmt: skip
     return bound.diff(), mean_GD, scatter_GD.sum(1).clamp_(min=0)
 
 

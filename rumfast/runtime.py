@@ -52,6 +52,15 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def resolve_precision(name: str, device: str = "auto") -> str:
+    """Name of the dtype that ``name`` means; the device is looked at only where that decides.
+
+    A machine that submits to a cluster need not have the devices that train there.
+    """
+    where = pick_device(device) if name == "auto" else torch.device("cpu")
+    return str(pick_precision(name, where))
+
+
 def usable_cores() -> int:
     """Return the number of CPU cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,18 @@ def read_scores(path: str | Path, label_N: np.ndarray) -> Memorization:
     labels = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
     if labels is not None:
         _require_same_labels(path, labels, label_N)
-    unknown_N, none_N = np.full(len(label_N), np.nan), np.zeros(len(label_N), np.int64)
-    return Memorization(
-        score_N.astype(np.float64),
-        arrays.get("standard_error", unknown_N),
-        arrays.get("included", none_N),
-        arrays.get("excluded", none_N),
-    )
+    if np.isinf(score_N).any() or not np.isfinite(score_N).any():
+        raise DataError(f"{path}: scores are infinite, or none is a number")
+    unknown = {"standard_error": np.full(len(label_N), np.nan)} | {
+        key: np.zeros(len(label_N), np.int64) for key in ("included", "excluded")
+    }
+    columns = {key: arrays.get(key, none_N) for key, none_N in unknown.items()}
+    for key, column_N in columns.items():
+        if column_N.shape != label_N.shape or column_N.dtype.kind not in "fiu":
+            raise DataError(
+                f"{path}: found {key} {column_N.dtype} {column_N.shape}, expected {label_N.shape}"
+            )
+    return Memorization(score_N.astype(np.float64), *columns.values())
 
 
 def _require_same_labels(path: Path, labels: np.ndarray, label_N: np.ndarray) -> None:
@@ -84,6 +90,8 @@ def check_ending(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in (".npz", ".parquet", ".csv"):
         raise UsageError(f"{path}: expected a name that ends in .npz, .parquet or .csv")
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise UsageError(f"{path}: Parquet needs pyarrow: pip install 'rumfast[parquet]'")
     return path
 
 
@@ -95,9 +103,7 @@ def _write_csv(path: Path, column_N: Mapping[str, np.ndarray]) -> None:
 
 
 def _write_parquet(path: Path, column_N: Mapping[str, np.ndarray]) -> None:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UsageError("parquet needs pyarrow: pip install 'rumfast[parquet]'") from None
+    import pyarrow
+    from pyarrow import parquet
+
     parquet.write_table(pyarrow.table(dict(column_N)), path)

@@ -5,13 +5,16 @@ where the name exists, so of several writers the first wins and the others compa
 writer holds a lock on its temporary file, so that what a killed one left can be told from work in progress.
 """
 
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,6 +28,8 @@ from rumfast.data.layout import NPZ_ERRORS
 from rumfast.errors import DataError, MismatchError, StorageError
 
 TEMPORARY = ".partial-"
+HOST = socket.gethostname()
+ABANDONED_S = 3600.0  # age of another host's leftovers: its locks may not be seen here
 END_RECORD = 22  # bytes of a zip file's last record, before the comment
 SEAL = "sha256"  # key of a JSON file's last entry, the digest of the others
 SEAL_DIGITS = 64  # of an npz file's comment, the digest of all before it
@@ -71,7 +76,7 @@ def write_bytes(path: Path, write: Callable[[Path], None], *, replace: bool = Fa
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{HOST}-", suffix=path.suffix, dir=path.parent)
     except OSError as error:
         raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
     temporary = Path(name)
@@ -164,7 +169,9 @@ def read_json(path: Path, *, sealed: bool = True) -> dict[str, Any]:
         raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}")
     content.pop(SEAL, None)
     if sealed and not _is_sealed(content, text):
-        raise DataError(f"{path}: damaged, or altered since rumfast wrote it")
+        raise DataError(
+            f"{path}: damaged, altered, or written by rumfast before 0.3; restore it, or use another --out"
+        )
     return content
 
 
@@ -254,7 +261,7 @@ def commit_folder(path: Path, fill: Callable[[Path], None]) -> bool:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{HOST}-", dir=path.parent))
         handle = os.open(temporary, os.O_RDONLY)
     except OSError as error:
         raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
@@ -269,7 +276,7 @@ def commit_folder(path: Path, fill: Callable[[Path], None]) -> bool:
         sync(path.parent)
         return True
     except OSError as error:
-        if path.exists():
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and path.exists():
             return False
         raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error
     finally:
@@ -292,7 +299,11 @@ def require_writable(folder: Path) -> None:
 
 
 def remove_partial(root: Path) -> None:
-    """Delete what killed writers left below ``root``; files of writers at work, whose lock is held, stay."""
+    """Delete what killed writers left below ``root``; files of writers at work stay.
+
+    Those of this host hold a lock; those of other hosts, whose locks a file system may hide, are younger than
+    an hour.
+    """
     for folder, folders, files in os.walk(root):
         for name in [*folders, *files]:
             if name.startswith(TEMPORARY):
@@ -302,7 +313,11 @@ def remove_partial(root: Path) -> None:
 
 def _remove_abandoned(leftover: Path) -> None:
     with suppress(OSError):  # it may just have been committed
-        handle = os.open(leftover, os.O_RDONLY)
+        host = leftover.name.removeprefix(TEMPORARY).rpartition("-")[0]
+        if host not in ("", HOST) and time.time() - leftover.stat().st_mtime < ABANDONED_S:
+            return
+        # Network file systems lock only what is open for writing.
+        handle = os.open(leftover, os.O_RDONLY if leftover.is_dir() else os.O_RDWR)
         try:
             if not _lock(handle):
                 return

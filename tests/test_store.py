@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -265,6 +266,16 @@ def test_remove_partial_spares_everything_else(tmp_path):
     remove_partial(tmp_path)
     assert files(tmp_path) == ["a", "keep.txt"]
     remove_partial(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("host", "age_s", "stays"), [("elsewhere", 60, True), ("elsewhere", 4000, False)])
+def test_leftovers_of_other_hosts_stay_while_they_may_be_at_work(tmp_path, host, age_s, stays):
+    """A file system may hide other hosts' locks."""
+    leftover = tmp_path / f"{TEMPORARY}{host}-abc.npz"
+    leftover.write_text("x")
+    os.utime(leftover, (time.time() - age_s,) * 2)
+    remove_partial(tmp_path)
+    assert leftover.exists() == stays
 
 
 def test_all_paths_of_a_run_lie_in_it(tmp_path):

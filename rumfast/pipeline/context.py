@@ -18,7 +18,7 @@ from rumfast.kernels.moments import moments
 from rumfast.models import build_model
 from rumfast.pipeline.request import budget_of, regroup, resolve
 from rumfast.refinement import Group
-from rumfast.runtime import cpu_threads, pick_device, pick_precision
+from rumfast.runtime import cpu_threads, pick_device, resolve_precision
 from rumfast.score_files import read_scores
 from rumfast.scores import Memorization
 from rumfast.store import RunDir, read_npz, require_same, write_npz
@@ -78,7 +78,7 @@ class Context:
 
     def _spec(self, kind: str, **fields: Any) -> PopulationSpec:
         train = self.recipe.train
-        precision = str(pick_precision(train.precision, pick_device(self.device)))
+        precision = resolve_precision(train.precision, self.device)
         return PopulationSpec.model_validate(
             {
                 "kind": kind,

@@ -106,6 +106,11 @@ class Run(Context):
             "margin_variance_out": margins.variance_out_N,
         }
         reliability = sweep.reliability()
+        if not np.isfinite(columns["memorization"]).any():
+            raise UsageError(
+                f"{self.dir.sweep}: no example was both in some members' subsets and out of others'; raise "
+                f"sweep.members, which is {len(members)}"
+            )
         return columns, {
             "members": len(members),
             "include": self.recipe.sweep.include,
@@ -118,7 +123,8 @@ class Run(Context):
 
     def _published(self, path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         scores = read_scores(path, self.data.train.label_N)
-        return _columns(scores), {"published": Path(path).name, "mean": float(np.nanmean(scores.score_N))}
+        mean = float(scores.score_N[np.isfinite(scores.score_N)].mean())
+        return _columns(scores), {"published": Path(path).name, "mean": mean}
 
     def export(self, path: str | Path) -> None:
         """Write the scores as npz, Parquet or CSV.

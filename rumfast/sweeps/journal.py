@@ -123,14 +123,17 @@ class HistoryReader:
         return history
 
     def _added(self, path: Path) -> Iterator[dict[str, Any]]:
+        known = self._offset.get(path, 0)
         try:
+            if path.stat().st_size == known:
+                return
             with path.open("rb") as file:
-                file.seek(self._offset.get(path, 0))
+                file.seek(known)
                 text = file.read()
         except OSError:
             return
         whole = text[: text.rfind(b"\n") + 1]  # the rest is being written, or its writer was killed
-        self._offset[path] = self._offset.get(path, 0) + len(whole)
+        self._offset[path] = known + len(whole)
         for line in whole.splitlines():
             try:
                 content = json.loads(line)

@@ -1,5 +1,6 @@
 """From records to scores, reading each record once and keeping O(N) of it."""
 
+import os
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -144,7 +145,7 @@ class Sweep:
             return None
         rho = float(stats.spearmanr(first_N, second_N).statistic)
         error = float(np.sqrt(np.mean((first_N - second_N) ** 2) / 4))
-        return Reliability(rho, 2 * rho / (1 + rho) if rho > -1 else float("nan"), error)
+        return Reliability(rho, 2 * rho / max(1 + rho, 1e-12), error)
 
     def influence(self, k: int) -> Influence:
         """The ``k`` training examples that help each test example most."""
@@ -179,9 +180,14 @@ class Sweep:
         cached = self._compacted(name)
         if cached is not None:
             return cached
-        rows = [getattr(record, COMPACT[name]) for record in self.records()]
-        self._check(len(rows))
-        return np.stack(rows)
+        stacked, rows = np.empty(0), 0
+        for rows, record in enumerate(self.records(), 1):
+            values = getattr(record, COMPACT[name])
+            if rows == 1:
+                stacked = np.empty((len(self.members), *values.shape), values.dtype)
+            stacked[rows - 1] = values
+        self._check(rows)
+        return stacked[:rows]
 
     def _compacted(self, name: str) -> np.ndarray | None:
         """The array that ``compact`` wrote of just these members, memory-mapped; None if it did not."""
@@ -196,7 +202,7 @@ class Sweep:
     def compact(self) -> Path:
         """Write the stacked arrays, to be memory-mapped from now on; returns their folder.
 
-        A cache: the records stay, and it can be deleted, or written again, at any time.
+        A cache without checksums: the records stay, and it can be deleted, or written again, at any time.
         """
         kept = [index for index in self.members if not is_diverged(self.population.member(index))]
         self._check(len(kept))
@@ -209,10 +215,18 @@ class Sweep:
                     values = getattr(record, field)
                     if name not in stacked:
                         shape = (len(kept), *values.shape)
-                        stacked[name] = open_memmap(temporary / f"{name}.npy", "w+", values.dtype, shape)
+                        file = temporary / f"{name}.npy"
+                        stacked[name] = open_memmap(file, "w+", values.dtype, shape)
+                        _allocate(file)
                     stacked[name][row] = values
             write_json(temporary / "members.json", {"members": list(self.members)})
+            shutil.rmtree(folder, ignore_errors=True)
 
-        shutil.rmtree(folder, ignore_errors=True)
         commit_folder(folder, fill)
         return folder
+
+
+def _allocate(path: Path) -> None:
+    """Take the space of a sparse file now: on a full disk, writing to its mapping would kill the process."""
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -9,7 +9,7 @@ from rumfast.config import Design, TrainConfig, check_design
 from rumfast.data import Dataset
 from rumfast.errors import UsageError
 from rumfast.progress import track
-from rumfast.runtime import pick_device, pick_precision
+from rumfast.runtime import resolve_precision
 from rumfast.sweeps.engines import Engine, LocalEngine
 from rumfast.sweeps.population import Population
 from rumfast.sweeps.reduce import Sweep
@@ -49,7 +49,7 @@ def sweep_spec(
         margins=margins,
         events=events,
         excluded=excluded,
-        precision=str(pick_precision(config.precision, pick_device(device))),
+        precision=resolve_precision(config.precision, device),
     )
 
 
@@ -60,6 +60,8 @@ def run_sweep(
     members: int,
     include: float = 0.7,
     design: Design = "fixed",
+    margins: Literal["fp16", "fp32"] = "fp16",
+    events: bool = False,
     out: str | Path,
     seed: int = 0,
     device: str = "auto",
@@ -71,6 +73,7 @@ def run_sweep(
     Args:
         include: share of the training set each member sees.
         design: of the subsets, see ``PopulationSpec.subset``.
+        margins, events: what the records hold, see ``MemberRecord``.
         out: the sweep's folder.
         workers: processes on this machine; None takes one per core, or one per GPU.
         engine: where to train instead, entered already.
@@ -78,7 +81,16 @@ def run_sweep(
     Raises:
         MismatchError: ``out`` holds a sweep of other data or another recipe.
     """
-    spec = sweep_spec(data, config, include=include, design=design, seed=seed, device=device)
+    spec = sweep_spec(
+        data,
+        config,
+        include=include,
+        design=design,
+        margins=margins,
+        events=events,
+        seed=seed,
+        device=device,
+    )
     population = Population.create(Path(out), spec)
     with nullcontext(engine) if engine is not None else LocalEngine(workers, device) as chosen:
         train_members(chosen, population, range(members), "sweep")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rumfast.errors import DataError, UsageError
+from rumfast.errors import DataError, PartialError, UsageError
 from rumfast.runtime import environment
 from rumfast.scores import worst_standard_error
 from rumfast.sweeps.engines import Engine
@@ -28,13 +28,15 @@ def estimate(
 ) -> dict[str, Any]:
     """Train two members per worker, which are kept, and say what the whole sweep takes.
 
-    The standard error is the worst case, see ``worst_standard_error``.
+    The first member of a worker also loads data and compiles, so times are the median of the faster half. The
+    standard error is the worst case, see ``worst_standard_error``.
 
     Args:
         slots: workers of the cluster that ``wall_hours_cluster`` is about.
 
     Raises:
         UsageError: all of these members exist already, so there is nothing to time.
+        PartialError: another command has trained all that were to be timed.
     """
     workers, include = engine.workers, population.spec.include
     assert include is not None
@@ -42,9 +44,15 @@ def estimate(
     if not missing:
         raise UsageError(f"{population.root}: all {members} members exist; nothing is left to plan")
     seconds = train_members(engine, population, missing[: 2 * workers], "timed members")
-    done = population.done(range(members))
-    median, size = float(np.median(seconds)), population.member(done[0]).stat().st_size
-    device_hours = median * members / 3600
+    timed = sorted(one for one in seconds if one > 0)
+    if not timed:
+        raise PartialError(
+            f"{population.root}: another command has trained the members to be timed; run again"
+        )
+    median = float(np.median(timed[: -(-len(timed) // 2)]))
+    size = max(population.member(index).stat().st_size for index in population.done(range(members)))
+    hours = median * members / 3600
+    device_hours = hours * engine.devices / workers
     return {
         "schema": "rumfast/sweep-plan/1",
         "members": members,
@@ -52,9 +60,9 @@ def estimate(
         "seconds_per_member": median,
         "members_per_hour": 3600 * workers / median,
         "device_hours": device_hours,
-        "wall_hours": device_hours / workers,
+        "wall_hours": hours / workers,
         "slots": slots,
-        "wall_hours_cluster": device_hours / slots,
+        "wall_hours_cluster": hours / slots,
         "disk_bytes": size * members,
         "usd": None if usd_per_gpu_hour is None else usd_per_gpu_hour * device_hours,
         "standard_error": worst_standard_error(members, include),

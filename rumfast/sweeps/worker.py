@@ -79,7 +79,8 @@ class Worker:
         data, learner = self._dataset(spec.data, images), self._learner(spec)
         if spec.kind == "subsets":
             record = train_record(learner, spec, index, data)
-            return population.save_record(record), "diverged" if record.diverged else "done"
+            committed = commit(population, record, exact=learner.device.type == "cpu")
+            return committed, "diverged" if record.diverged else "done"
         return train_model(learner, population, index, data), "done"
 
     def _dataset(self, ref: DataRef, images: str | None = None) -> Dataset:
@@ -130,6 +131,24 @@ def train_record(learner: Learner, spec: PopulationSpec, index: int, data: Datas
     )
 
 
+def commit(population: Population, record: MemberRecord, *, exact: bool) -> bool:
+    """Commit a record; False where another worker has stored this member before.
+
+    Args:
+        exact: training is reproducible bit by bit, so the member must be equal; on a GPU sums may be taken in
+            another order, and then the same subset of the same data is enough.
+
+    Raises:
+        MismatchError: another worker has stored something else; the first is kept.
+    """
+    try:
+        return population.save_record(record)
+    except MismatchError:
+        if exact or not np.array_equal(population.record(record.index).include_N, record.include_N):
+            raise
+        return False
+
+
 def _stored(margin: torch.Tensor, dtype: type) -> np.ndarray:
     limit = float(np.finfo(dtype).max)
     return margin.clamp(-limit, limit).numpy().astype(dtype)
@@ -169,9 +188,12 @@ def unlearn_model(learner: Learner, population: Population, index: int, data: Da
 @cache
 def process_worker(device: str) -> Worker:
     """The worker of this process; it keeps data and compiled model from chunk to chunk."""
-    if pick_device(device).type == "cpu":
+    where = pick_device(device)
+    if where.type == "cpu":
         # One process per core is faster for small nets, and results do not vary with the number of cores.
         torch.set_num_threads(1)
+    elif where.index is not None:
+        torch.cuda.set_device(where)  # for all that does not look at a tensor's device
     return Worker(device)
 
 

@@ -2,12 +2,20 @@ import pytest
 
 from rumfast.errors import UsageError
 from rumfast.sweeps import LocalEngine, open_engine
+from rumfast.sweeps.engines import slurm_cluster
 
 
 def test_local_engines_by_name():
     assert isinstance(open_engine(device="cpu"), LocalEngine)
     assert open_engine("local", workers=3, device="cpu").workers == 3
     assert open_engine(" local ( workers = 2 ) ", workers=3, device="cpu").workers == 2
+
+
+def test_flags_and_options_of_sbatch(monkeypatch):
+    given = {}
+    monkeypatch.setattr(slurm_cluster, "SlurmEngine", lambda device, **options: given.update(options))
+    open_engine("slurm(slots=8, minutes=30, gres=gpu:1, exclusive)", device="cuda")
+    assert given == {"slots": 8, "minutes": 30, "options": {"gres": "gpu:1", "exclusive": ""}}
 
 
 def test_cluster_engines_by_name():

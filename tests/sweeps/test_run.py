@@ -1,11 +1,13 @@
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from rumfast import load_dataset, memorization_scores, run_sweep
+from rumfast.bench import reduce
 from rumfast.errors import DataError, DivergedError, MismatchError, UsageError
 from rumfast.scores import influence_scores, worst_standard_error
 from rumfast.sweeps import Population, Sweep, journal, load_sweep, upkeep
@@ -221,6 +223,22 @@ def test_halves_of_a_sweep_share_no_member_and_keep_pairs_together(tmp_path, spe
     score_N = sweep.memorization().score_N
     assert found.standard_error == pytest.approx(np.nanstd(score_N), rel=0.2)
     assert found.standard_error == pytest.approx(worst_standard_error(40, 0.5), rel=0.2)
+
+
+def test_scores_take_memory_for_examples_and_not_for_members(tmp_path, spec):
+    members, examples = (40, 160), 20_000
+    population = reduce.synthetic(tmp_path / "s", max(members), examples, 100)
+
+    def peak(count):
+        tracemalloc.start()
+        scored = load_sweep(population, range(count))
+        scored.memorization(), scored.margins(), scored.reliability()
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    few, many = (peak(count) for count in members)
+    assert many < 1.1 * few and many < 400 * examples
 
 
 def test_a_sweep_too_small_to_halve_has_no_reliability(population):

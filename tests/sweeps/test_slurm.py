@@ -209,9 +209,13 @@ def test_a_members_error_keeps_its_type_and_ends_the_rest(idle, tmp_path, spec):
 def test_a_launched_job_goes_on_alone(engine, population, reference):
     job = engine.launch(population, [4])
     assert queue("%i") == [job]
+    with pytest.raises(UsageError, match=f"an earlier --detach has tasks left .1.: wait, or scancel {job}"):
+        engine.launch(population, [4, 5])
+    assert queue("%i") == [job]
     until(lambda: population.done([4]))
     assert_identical(population, reference, [4])
     assert engine.launch(population, [4]) == ""
+    assert oct((population.root / "slurm").stat().st_mode)[-3:] == "700"
 
 
 def submitted(*options):

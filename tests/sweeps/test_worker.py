@@ -1,6 +1,7 @@
 """What a worker does for each member, and what it keeps from one to the next."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rumfast.sweeps import LocalEngine, Population, load_sweep
 from rumfast.sweeps.journal import read_history
 from rumfast.sweeps.run import sweep_spec
 from rumfast.sweeps.sharing import SharedImages, with_shared_images
-from rumfast.sweeps.worker import Worker, do_chunk
+from rumfast.sweeps.worker import Worker, commit, do_chunk
 from rumfast.training import Learner
 
 
@@ -62,6 +63,18 @@ def test_events_come_with_the_record_and_change_nothing_else(population, digits,
         accuracy_N[record.include_N], record.learned_EN.mean(0)[record.include_N], rtol=1e-6
     )
     assert np.isnan(accuracy_N[~record.include_N]).all()
+
+
+def test_on_a_gpu_the_same_member_may_differ_in_its_last_bits(population, reference):
+    record = reference.record(1)
+    assert commit(population, record, exact=True) and not commit(population, record, exact=True)
+    other = replace(record, margin_N=record.margin_N + np.float16(0.5))
+    with pytest.raises(MismatchError, match="exists with other content"):
+        commit(population, other, exact=True)
+    assert not commit(population, other, exact=False)
+    with pytest.raises(MismatchError, match="exists with other content"):
+        commit(population, replace(other, include_N=~record.include_N), exact=False)
+    np.testing.assert_array_equal(population.record(1).margin_N, record.margin_N)
 
 
 def test_margins_beyond_the_range_of_float16_saturate():

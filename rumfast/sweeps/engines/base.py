@@ -36,6 +36,10 @@ class Engine(Protocol):
     def workers(self) -> int:
         """Members that are trained at the same time, as far as is known beforehand."""
 
+    @property
+    def devices(self) -> float:
+        """Devices that they share."""
+
     def __enter__(self) -> "Engine": ...
 
     def __exit__(self, kind: type | None, *_: object) -> None: ...
@@ -44,7 +48,8 @@ class Engine(Protocol):
         """Train the members ``indices`` that the store lacks.
 
         Args:
-            on_done: called with ``status`` (done or diverged) and ``wall_s`` of each member.
+            on_done: called with ``status`` and ``wall_s`` of each member; the latter is 0 where it is not
+                known, as of members that another command has trained.
 
         Raises:
             RumfastError: the first error a worker reported, as its own type; finished members are kept.
@@ -66,6 +71,7 @@ class ChunkEngine(ABC):
     """An engine whose workers are a cluster's: it hands out chunks of members and watches the store."""
 
     poll_s: float  # between two looks at the store
+    least_s = 0.0  # of work in a chunk, where starting one is dear
     settle_s: float  # after which the store's listing can be trusted to show what dead workers committed
     device: str = "auto"
 
@@ -73,6 +79,11 @@ class ChunkEngine(ABC):
     @abstractmethod
     def workers(self) -> int:
         """Members that are trained at the same time, as far as is known beforehand."""
+
+    @property
+    def devices(self) -> float:
+        """Devices that they share."""
+        return self.workers
 
     @abstractmethod
     def submit(self, population: Population, chunks: Sequence[list[int]]) -> Jobs:
@@ -92,7 +103,7 @@ class ChunkEngine(ABC):
                     f"{ATTEMPTS} rounds without progress{reason}; finished members are kept, the same "
                     "command resumes"
                 )
-            jobs = self.submit(population, chunks_of(missing, self.workers, population))
+            jobs = self.submit(population, self.chunks(missing, population))
             try:
                 self._wait(jobs, watch)
             finally:
@@ -101,6 +112,11 @@ class ChunkEngine(ABC):
             if why := getattr(jobs, "reason", ""):  # where a cluster knows how its last chunk was lost
                 reason = f" ({why})"
             fruitless = 0 if len(watch.missing()) < len(missing) else fruitless + 1
+
+    def chunks(self, missing: Sequence[int], population: Population) -> list[list[int]]:
+        """``missing``, cut by the time that members of this population have taken."""
+        known = [seconds for seconds in read_history(population.root).seconds.values() if seconds > 0]
+        return chunks_of(missing, self.workers, float(np.median(known)) if known else None, self.least_s)
 
     def _wait(self, jobs: Jobs, watch: "Watch") -> None:
         """Until all members are there, or no job that could make them is."""
@@ -125,6 +141,7 @@ class Watch:
         self._population = population
         self._wanted = wanted
         self._on_done = on_done
+        self._waited_for = set(wanted)
         self._done = set(population.done(wanted))
         self._journals = HistoryReader(population.root)
         self._known = set(self._journals.read().failures)
@@ -145,15 +162,26 @@ class Watch:
             self._done.add(index)
             self._on_done({"status": "done", "wall_s": history.seconds.get(index, 0.0)})
         for failure in history.failures:
-            if failure not in self._known and failure.index not in self._done:
+            ours = failure.index in self._waited_for and not self._population.has(failure.index)
+            if ours and failure not in self._known:
                 raise error_of(self._population, failure.index, failure.kind, failure.message)
 
 
-def chunks_of(missing: Sequence[int], workers: int, population: Population) -> list[list[int]]:
-    """Cut ``missing`` into chunks of about half an hour, and at least four for each worker."""
-    known = list(read_history(population.root).seconds.values())
-    fair = -(-len(missing) // (CHUNKS_PER_WORKER * workers))
-    size = max(1, min(fair, int(CHUNK_S / max(np.median(known), 1e-3)))) if known else max(1, fair)
+def chunks_of(
+    missing: Sequence[int], workers: int, member_s: float | None, least_s: float = 0.0
+) -> list[list[int]]:
+    """Cut ``missing`` into chunks: four for each worker, of half an hour at most and ``least_s`` at least.
+
+    Args:
+        member_s: seconds that a member takes; None where that is not known, which leaves four per worker.
+
+    >>> chunks_of(range(6), 1, member_s=600)
+    [[0, 1], [2, 3], [4, 5]]
+    """
+    size = max(1, -(-len(missing) // (CHUNKS_PER_WORKER * workers)))
+    if member_s is not None:
+        size = min(size, int(CHUNK_S / member_s))
+        size = max(size, int(least_s / member_s), 1)
     return [list(missing[start : start + size]) for start in range(0, len(missing), size)]
 
 

@@ -14,7 +14,7 @@ def open_engine(text: str = "local", *, workers: int | None = None, device: str 
 
     Args:
         text: a name, with options in brackets: ``local(workers=4)``; ``ray(address=…, cpus=…, gpus=…)``;
-            ``slurm(slots=…, minutes=…, KEY=VALUE…)`` with any option of sbatch by its long name.
+            ``slurm(slots=…, minutes=…, KEY=VALUE, FLAG…)`` with options of sbatch by their long names.
         workers: local processes, or slots of a Slurm array, where ``text`` does not say.
 
     Raises:
@@ -33,7 +33,8 @@ def _parse(text: str) -> tuple[str, dict[str, str]]:
     options: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in (found[2] or "").split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (key and equals and value) or key in options:
+        flag = found[1] == "slurm" and not equals
+        if not key or key in options or not (value or flag):
             raise UsageError(f"--engine: got {part!r} in {text!r}, expected KEY=VALUE, each key once")
         options[key] = value
     return found[1], options

@@ -116,6 +116,12 @@ class LocalEngine:
         """Members that are trained at the same time."""
         return len(self.slots)
 
+    @property
+    def devices(self) -> float:
+        """Devices that they share; on a CPU a core each."""
+        gpus = {slot.device for slot in self.slots if slot.device.startswith("cuda")}
+        return len(gpus) or self.workers
+
     def __enter__(self) -> "LocalEngine":
         return self
 
@@ -161,8 +167,9 @@ class LocalEngine:
                 thread.join()
         except BaseException:
             self._abort(missing, slots, threads)
-            remove_partial(population.root)
             raise
+        finally:
+            remove_partial(population.root)
 
     def _abort(
         self, missing: queue.SimpleQueue[int], slots: list[Slot], threads: list[threading.Thread]

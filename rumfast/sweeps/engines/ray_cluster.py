@@ -192,6 +192,11 @@ class RayEngine(ChunkEngine):
         """Members that the nodes which are up now can train at the same time; 1 where none has room yet."""
         return max(1, self.ask("workers")["workers"])
 
+    @property
+    def devices(self) -> float:
+        """Devices that they share."""
+        return self.workers * (self.gpus or 1.0)
+
     def __enter__(self) -> "RayEngine":
         if self._head is not None:
             try:

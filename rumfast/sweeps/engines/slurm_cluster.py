@@ -5,6 +5,7 @@ Accounting is never asked: many clusters have none, and without it submitit neve
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import sys
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from rumfast.errors import PartialError, UsageError
-from rumfast.sweeps.engines.base import ChunkEngine, OnDone, chunks_of, ignore
-from rumfast.sweeps.engines.slurm_jobs import ArrayJob, ask
+from rumfast.store import write_text
+from rumfast.sweeps.engines.base import ChunkEngine, OnDone, ignore
+from rumfast.sweeps.engines.slurm_jobs import ArrayJob, ask, tasks_of
 from rumfast.sweeps.population import Population
 from rumfast.sweeps.worker import do_chunk
 
@@ -79,6 +81,7 @@ class SlurmEngine(ChunkEngine):
     """Trains members as tasks of a Slurm job array, whose files lie in the population's folder ``slurm``.
 
     Args:
+        device: auto is cuda where the options ask for a GPU.
         slots: tasks at the same time.
         options: further options of sbatch by their long names, such as ``{"partition": "gpu"}``; an empty
             value is a flag's.
@@ -87,6 +90,8 @@ class SlurmEngine(ChunkEngine):
     Raises:
         UsageError: submitit or Slurm is missing, or an option is unknown or not the user's to set.
     """
+
+    least_s = 1200.0  # each task starts Python, loads the data and compiles anew
 
     def __init__(
         self,
@@ -103,9 +108,15 @@ class SlurmEngine(ChunkEngine):
             raise UsageError(f"slots: got {slots}, expected at least 1")
         if minutes < LEAST_MINUTES:
             raise UsageError(f"minutes: got {minutes}, expected at least {LEAST_MINUTES}")
-        self.device = device
+        if device not in ("auto", "cpu", "cuda"):
+            raise UsageError(f"device: got {device!r}, expected auto, cpu or cuda; Slurm chooses which GPU")
         self.slots = slots
         self.options = checked_options(options or {})
+        asks_for_gpu = any(
+            "gpu" in f"{name}={text}" for name, text in self.options.items() if name != "partition"
+        )
+        # Not "auto" where a GPU was asked for: a node without it would train on its CPU unnoticed.
+        self.device = "cuda" if device == "auto" and asks_for_gpu else device
         self.minutes = minutes
         self.poll_s = poll_s
         self.settle_s = settle_s
@@ -132,25 +143,36 @@ class SlurmEngine(ChunkEngine):
         """Submit the members that are missing; returns the id of the Slurm job, or "" where none is.
 
         Raises:
-            UsageError: sbatch refuses the options.
+            UsageError: sbatch refuses the options, or an earlier launch is still at work.
             PartialError: Slurm does not answer.
         """
         wanted = set(indices)
         missing = sorted(wanted - set(population.done(wanted)))
         if not missing:
             return ""
-        return self.submit(population, chunks_of(missing, self.workers, population)).job_id
+        launched = population.root / "slurm" / "launched"
+        earlier = launched.read_text() if launched.exists() else ""
+        if earlier and (tasks := tasks_of(earlier)) != []:
+            left = "Slurm does not say how many" if tasks is None else str(len(tasks))
+            raise UsageError(
+                f"{population.root}: an earlier --detach has tasks left ({left}): wait, or scancel {earlier}"
+            )
+        job_id = self.submit(population, self.chunks(missing, population)).job_id
+        write_text(launched, job_id)
+        return job_id
 
     def submit(self, population: Population, chunks: Sequence[list[int]]) -> ArrayJob:
         """Hand out chunks as one job array; raises as :meth:`launch`."""
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        executor = submitit.SlurmExecutor(population.root / "slurm", max_num_timeout=MOST_TIMEOUTS)
+        folder, name = population.root / "slurm", f"rumfast-{secrets.token_hex(4)}"
+        folder.mkdir(mode=0o700, exist_ok=True)  # nodes run what lies there
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=MOST_TIMEOUTS)
         # Steps do not take this one from their job.
         cpus = [f"--cpus-per-task={self.options[name]}" for name in self.options if name == "cpus-per-task"]
         executor.update_parameters(
-            job_name="rumfast",
+            job_name=name,
             time=self.minutes,
             array_parallelism=self.slots,
             signal_delay_s=NOTICE_S,
@@ -169,6 +191,9 @@ class SlurmEngine(ChunkEngine):
             if UNREACHABLE.search(text):
                 raise PartialError(f"{text}; the same command resumes when Slurm answers") from None
             raise UsageError(f"engine slurm: {text}") from None
+        except BaseException:  # interrupted, perhaps after sbatch had accepted the array
+            ask("scancel", "--quiet", "--name", name)
+            raise
         return ArrayJob(jobs[0].job_id.split("_")[0])
 
 
