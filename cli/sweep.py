@@ -21,11 +21,29 @@ from rumfast.cli.output import show
 app = typer.Typer(no_args_is_help=True, help="Train the models that memorization is estimated from.")
 
 
-def _sweep(recipe: str | None, out: Path, engine: Any, device: str) -> tuple[Any, int]:
+Margins = Annotated[
+    str | None, typer.Option(help="fp16 or fp32: how margins are stored; not as the recipe says.")
+]
+Events = Annotated[
+    bool | None,
+    typer.Option("--events/--no-events", help="Also store what training said of each example, by epoch."),
+]
+
+
+def _sweep(
+    recipe: str | None, out: Path, engine: Any, device: str, margins: str | None, events: bool | None
+) -> tuple[Any, int]:
     """The sweep's population, and the number of members it is about."""
+    from rumfast.errors import UsageError
     from rumfast.pipeline import Run
 
-    run = Run(recipe_for(recipe, out), out, engine, device)
+    if margins not in (None, "fp16", "fp32"):
+        raise UsageError(f"--margins: got {margins!r}, expected fp16 or fp32")
+    chosen = recipe_for(recipe, out)
+    given = {"margins": margins, "events": events}
+    changes = {key: value for key, value in given.items() if value is not None}
+    chosen = chosen.model_copy(update={"sweep": chosen.sweep.model_copy(update=changes)})
+    run = Run(chosen, out, engine, device)
     run.pack()
     return run.sweep_population, run.recipe.sweep.members
 
@@ -46,6 +64,8 @@ def plan(
     device: Device = "auto",
     workers: Workers = None,
     engine: EngineName = "local",
+    margins: Margins = None,
+    events: Events = None,
     slots: Annotated[int, typer.Option(min=1, help="Workers of the cluster to reckon with.")] = 16,
     usd_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="Price of one device.")] = None,
     json_output: Json = False,
@@ -55,7 +75,7 @@ def plan(
     from rumfast.sweeps.upkeep import estimate
 
     with open_engine(engine, workers=workers, device=device) as pool:
-        population, members = _sweep(recipe, out, pool, device)
+        population, members = _sweep(recipe, out, pool, device, margins, events)
         result = estimate(pool, population, members, slots=slots, usd_per_gpu_hour=usd_per_gpu_hour)
         show(result, json_output, "sweep-plan")
 
@@ -69,6 +89,8 @@ def run(
     workers: Workers = None,
     engine: EngineName = "local",
     members: Members = None,
+    margins: Margins = None,
+    events: Events = None,
     detach: Annotated[bool, typer.Option("--detach", help="Slurm: submit and leave.")] = False,
     json_output: Json = False,
 ) -> None:
@@ -84,7 +106,7 @@ def run(
     if detach and launch is None:
         raise UsageError(f"--detach: only Slurm trains on without this command, not {engine}")
     with chosen_engine as pool:
-        population, total = _sweep(recipe, out, pool, device)
+        population, total = _sweep(recipe, out, pool, device, margins, events)
         chosen = member_range(members) or range(total)
         if launch is None or not detach:
             train_members(pool, population, chosen, "sweep members")

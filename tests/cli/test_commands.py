@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from rumfast.store import read_npz, write_npz
+from rumfast.sweeps import Population
 
 TINY = """
 plans = [{ name = "none", steps = "none" }, { name = "tune", steps = "each: finetune(epochs=1)" }]
@@ -58,6 +59,7 @@ def test_doctor_prints_one_json_object(rumfast):
         (["sweep", "run", "digits.toml", "--out", "x", "--engine", "mainframe"], 2, "mainframe"),
         (["run", "tiny.toml", "--out", "x", "--engine", "ray(gpu=1)"], 2, "ray has no option gpu"),
         (["sweep", "run", "tiny.toml", "--out", "x", "--detach"], 2, "only Slurm trains on"),
+        (["sweep", "run", "tiny.toml", "--out", "x", "--margins", "fp8"], 2, "expected fp16 or fp32"),
         (["score", "tiny.toml", "--out", "x", "--scores", "none.npz"], 4, "none.npz: no such file"),
         (["score", "tiny.toml", "--out", "x", "--export", "scores.doc"], 2, "ends in .npz"),
         (["run", "tiny.toml", "--out", "x", "--forget", "colour:red"], 2, "colour:red"),
@@ -100,6 +102,16 @@ def test_a_sweep_that_diverges_says_so_and_ends_with_6(rumfast, tmp_path):
     )
     assert json.loads(outcome.stdout)["diverged"] == 4
     assert outcome.code == 6 and "4 of 4 members diverged, more than 2%; lower train.lr" in outcome.stderr
+
+
+def test_margins_and_events_are_stored_as_asked_for(rumfast, tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    run = ("sweep", "run", "--out", tmp_path / "run", "--members", "0:1", "--workers", 1)
+    assert rumfast(*run, tmp_path / "tiny.toml", "--margins", "fp32", "--events").code == 0
+    record = Population.open(tmp_path / "run" / "sweep").record(0)
+    assert record.margin_N.dtype == "float32" and record.learned_EN.shape == (1, 100)
+    changed = rumfast(*run, "--margins", "fp16")
+    assert changed.code == 3 and "sweep.margins: there fp32, here fp16" in changed.stderr
 
 
 @pytest.mark.slow
