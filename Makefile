@@ -37,6 +37,7 @@ records: $(VENV)/ready data/cifar10/dataset.json
 	for recipe in digits digits-tuning cifar10-small cifar10-small-tuning cifar10-memorization; do \
 		$(BIN)/rumfast run $$recipe.toml --out runs/records/$$recipe --json > $(RESULTS)/$$recipe.json || exit; done
 	$(BIN)/rumfast bench all --save $(RESULTS)/bench.json
+	$(BIN)/rumfast bench sweep --save $(RESULTS)/sweep.json
 	$(BIN)/python -m rumfast.bench.builds --save bench/results/builds.json
 	$(BIN)/python -m rumfast.bench.engines $(ENGINES) --save $(RESULTS)/engines.json
 	$(BIN)/python -m rumfast.bench.reduce --save $(RESULTS)/reduce.json
