@@ -21,7 +21,7 @@ def plan_table(record: Record) -> str:
         ("members per hour", f"{record['members_per_hour']:.0f}"),
         (f"hours for {members} members here", f"{members * seconds / record['workers'] / 3600:.2f}"),
         (
-            f"… on {record['slots']} such cores of a cluster",
+            f"… worked out for {record['slots']} such cores of a cluster",
             f"{members * seconds / record['slots'] / 3600:.2f}",
         ),
         (f"MB on disk for {members}", f"{members * record['disk_bytes'] / record['members'] / 1e6:.0f}"),

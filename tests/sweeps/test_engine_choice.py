@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 import pytest
 
 from rumfast.errors import UsageError
@@ -18,8 +20,8 @@ def test_flags_and_options_of_sbatch(monkeypatch):
     assert given == {"slots": 8, "minutes": 30, "options": {"gres": "gpu:1", "exclusive": ""}}
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_cluster_engines_by_name():
-    pytest.importorskip("ray")
     assert type(open_engine("ray(address=auto, gpus=0.25)", device="cpu")).__name__ == "RayEngine"
 
 

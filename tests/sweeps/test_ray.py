@@ -93,10 +93,11 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes():
+    assert "ray" not in sys.modules, "an earlier test has imported Ray, which reads RAY_AUTH_MODE only then"
     handler, hook = signal.getsignal(signal.SIGTERM), sys.excepthook
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray-") as folder:
         patch.setenv("RAY_TMPDIR", folder)  # where Ray also writes which cluster "auto" is
-        patch.setenv("RAY_AUTH_MODE", "token")  # before Ray is imported
+        patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", TOKEN)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         found = Nodes()

@@ -4,6 +4,7 @@ import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -333,8 +334,8 @@ def test_a_job_that_submits_jobs_does_not_pass_on_its_own_limits(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_the_same_24_members_on_local_ray_and_slurm(idle, recipe, tmp_path):
-    pytest.importorskip("ray")
     from rumfast.bench.engines import measure
 
     record = measure(["local(workers=2)", "ray", "slurm(slots=2, minutes=30)"], tmp_path, 24, recipe)
