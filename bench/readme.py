@@ -2,7 +2,7 @@
 
 A block ``<!-- record: FILE -->`` … ``<!-- end -->`` is replaced by the table of ``bench/results/FILE``, and
 ``<!-- record: FILE PART -->`` by one of its parts: ``kernels`` or ``others`` (suites), ``sweep`` (of a run),
-``imagenet`` (worked out from reductions).
+``imagenet`` (worked out from reductions), ``mia``, ``differences`` and ``findings`` (of experiments).
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rumfast.bench import sweep_tables
+from rumfast.bench import experiment_tables, score_tables, sweep_tables
 from rumfast.errors import MismatchError
 from rumfast.evaluation import t_interval
 from rumfast.store import read_json, write_text
@@ -154,12 +154,20 @@ def _cell(metric: Mapping[str, Any]) -> str:
 
 TABLES: dict[tuple[str, str | None], Callable[[Mapping[str, Any]], str]] = {
     ("builds", None): builds_table,
+    ("difficulty", None): experiment_tables.difficulty_table("tow"),
+    ("difficulty", "mia"): experiment_tables.difficulty_table("tow_mia"),
+    ("difficulty", "findings"): experiment_tables.findings_table,
     ("evaluation", None): evaluation_table,
     ("evaluation", "sweep"): sweep_tables.sweep_table,
     ("engines", None): sweep_tables.engines_table,
     ("reduce", None): sweep_tables.reduce_table,
     ("reduce", "imagenet"): sweep_tables.imagenet_table,
     ("scale", None): sweep_tables.scale_table,
+    ("scores", None): score_tables.scores_table,
+    ("scores", "classes"): score_tables.classes_table,
+    ("rum", None): experiment_tables.plans_table,
+    ("rum", "differences"): experiment_tables.differences_table,
+    ("rum", "findings"): experiment_tables.findings_table,
     ("sweep-plan", None): sweep_tables.plan_table,
 }
 

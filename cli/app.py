@@ -1,11 +1,11 @@
 """The commands. Heavy imports stay inside them, so that ``--help`` answers at once."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from rumfast.cli import data, sweep
+from rumfast.cli import data, experiment, sweep
 from rumfast.cli.benchmarks import bench
 from rumfast.cli.options import (
     After,
@@ -14,12 +14,15 @@ from rumfast.cli.options import (
     Forget,
     Json,
     Out,
+    Plans,
     RecipeArgument,
     Scores,
     Workers,
     recipe_for,
 )
 from rumfast.cli.output import show, show_evaluation
+from rumfast.cli.plan import plan
+from rumfast.cli.scores import score
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,7 +32,10 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(sweep.app, name="sweep")
+app.add_typer(experiment.app, name="experiment")
 app.command()(bench)
+app.command()(score)
+app.command()(plan)
 
 
 @app.command()
@@ -78,35 +84,15 @@ def _add_verb(name: str, until: str, text: str) -> None:
         forget: Forget = None,
         after: After = None,
         scores: Scores = None,
+        plan: Plans = None,
         json_output: Json = False,
     ) -> None:
-        chosen = recipe_for(recipe, out, forget, after, scores)
+        chosen = recipe_for(recipe, out, forget, after, scores, plan)
         _stages(chosen, out, until, device, workers, engine, json_output)
 
 
 for _name, (_until, _text) in VERBS.items():
     _add_verb(_name, _until, _text)
-
-
-@app.command()
-def score(
-    recipe: RecipeArgument = None,
-    *,
-    out: Out,
-    device: Device = "auto",
-    workers: Workers = None,
-    engine: EngineName = "local",
-    forget: Forget = None,
-    after: After = None,
-    scores: Scores = None,
-    export: Annotated[
-        Path | None, typer.Option(help="Also write them here, as the name ends: .npz, .parquet or .csv.")
-    ] = None,
-    json_output: Json = False,
-) -> None:
-    """Reduce the sweep to memorization scores (after the stages before it), or read published ones."""
-    chosen = recipe_for(recipe, out, forget, after, scores)
-    _stages(chosen, out, "score", device, workers, engine, json_output, export)
 
 
 def _stages(
@@ -117,13 +103,12 @@ def _stages(
     workers: int | None,
     engine: str,
     json_output: bool,
-    export: Path | None = None,
 ) -> None:
     from rumfast.pipeline import run as run_stages
     from rumfast.sweeps import open_engine
 
     chosen = open_engine(engine, workers=workers, device=device)
-    results = run_stages(recipe, out, until=until, device=device, engine=chosen, export=export)
+    results = run_stages(recipe, out, until=until, device=device, engine=chosen)
     if "evaluate" in results:
         show_evaluation(results["evaluate"], json_output)
         if "report" in results and not json_output:

@@ -20,7 +20,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Forget = Annotated[
     str | None,
     typer.Option(
-        help="ids:FILE, class:K, random:N, memorization:low|mid|high|mixed:N, mislabeled; not the recipe's."
+        help="ids:FILE, class:K, random:N, memorization:low|mid|high|mixed:N, entanglement:low|mid|high:N, "
+        "mislabeled; not the recipe's."
     ),
 ]
 After = Annotated[
@@ -38,6 +39,14 @@ Scores = Annotated[
     str | None,
     typer.Option(help="Published memorization scores (npz) to read instead of training the sweep."),
 ]
+Plans = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plan",
+        help="STEPS or NAME=STEPS, as 'low:none > mid:finetune(lr=0.1,epochs=10) > high:salun(epochs=5)', or "
+        "auto. Instead of RECIPE's plans; without RECIPE, besides those of the run. Repeatable.",
+    ),
+]
 Members = Annotated[str | None, typer.Option(help="Part of the sweep, e.g. 0:400.")]
 
 
@@ -47,6 +56,7 @@ def recipe_for(
     forget: str | None = None,
     after: str | None = None,
     scores: str | None = None,
+    plans: list[str] | None = None,
 ) -> Any:
     """The recipe that a command works with: the given one, or the run's own, with overrides."""
     from rumfast.config import load_recipe
@@ -61,7 +71,24 @@ def recipe_for(
     updated: dict[str, Any] = {"forget": loaded.forget.model_copy(update=changes)}
     if scores is not None:
         updated["sweep"] = loaded.sweep.model_copy(update={"scores": scores})
+    if plans:
+        updated["plans"] = _with_plans(() if recipe else loaded.plans, plans)
     return loaded.model_copy(update=updated)
+
+
+def _with_plans(stored: tuple[Any, ...], texts: list[str]) -> tuple[Any, ...]:
+    from rumfast.errors import UsageError
+    from rumfast.plans import read_plan, same_steps
+
+    given = [read_plan(text) for text in texts]
+    by_name = {plan.name: plan for plan in stored}
+    for plan in given:
+        if sum(plan.name == other.name for other in given) > 1:
+            raise UsageError(f"--plan: {plan.name} is given twice; names must differ")
+        if plan.name in by_name and same_steps(by_name[plan.name], plan):
+            continue  # as the run has it, perhaps spaced otherwise
+        by_name[plan.name] = plan
+    return tuple(by_name.values())
 
 
 def member_range(text: str | None) -> range | None:

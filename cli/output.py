@@ -19,7 +19,7 @@ def show(result: Mapping[str, Any], as_json: bool, schema: str) -> None:
     for key, value in result.items():
         if key != "schema":
             table.add_row(key.replace("_", " "), _text(value))
-    _console().print(table)
+    console().print(table)
 
 
 def show_evaluation(summary: Mapping[str, Any], as_json: bool) -> None:
@@ -37,12 +37,12 @@ def show_evaluation(summary: Mapping[str, Any], as_json: bool) -> None:
         table.add_column(summary["metrics"][metric]["label"], justify="right")
     table.add_column("cost", justify="right")
     for plan in summary["plans"]:
-        cells = [_estimate(plan["metrics"][metric]) for metric in METRICS]
+        cells = [estimate_text(plan["metrics"][metric]) for metric in METRICS]
         table.add_row(plan["name"], *cells, f"{plan['cost']:.0%}")
     table.add_section()
     table.add_row("oracle", *(_band(summary["bands"][metric]) for metric in METRICS), "100%")
-    _console().print(table)
-    _console().print(
+    console().print(table)
+    console().print(
         f"Mean ± half of the 95 % t-interval over {summary['seeds']} seeds; * inside the band of a genuine "
         f"retrain, in the last row (95 % prediction interval from {summary['oracles']} oracles). "
         "Cost: gradients taken, as a share of retraining's.",
@@ -51,12 +51,14 @@ def show_evaluation(summary: Mapping[str, Any], as_json: bool) -> None:
     )
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+def console() -> Console:
+    """Stdout, and 120 columns of it where that is no terminal."""
+    chosen = Console()
+    return chosen if chosen.is_terminal else Console(width=120)
 
 
-def _estimate(interval: Mapping[str, Any]) -> str:
+def estimate_text(interval: Mapping[str, Any]) -> str:
+    """Mean ± half of the interval, with a star where the mean lies inside the null band."""
     half = "" if interval["low"] is None else f" ±{interval['mean'] - interval['low']:.3f}"
     return f"{interval['mean']:.3f}{half}{'*' if interval['inside'] else ' '}"
 

@@ -12,7 +12,20 @@ from rumfast.errors import UsageError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Refine = Literal["memorization", "distance", "class", "random", "none"]
+Refine = Literal[  # a score, see ``rumfast.scores.SCORES``, or one of the last three
+    "memorization",
+    "margin_memorization",
+    "confidence",
+    "max_confidence",
+    "entropy",
+    "binary_accuracy",
+    "curvature",
+    "holdout",
+    "distance",
+    "class",
+    "random",
+    "none",
+]
 Retain = Literal["remaining", "final"]
 Design = Literal["fixed", "independent", "pairs"]  # of random subsets, see PopulationSpec.subset
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -90,15 +103,20 @@ class SweepConfig(Strict):
 class ForgetConfig(Strict):
     """Which examples to forget, and how to refine them into groups."""
 
-    request: str  # ids:FILE | class:3 | random:3000 | memorization:LEVEL:3000 | mislabeled
+    # ids:FILE | class:3 | random:3000 | memorization:LEVEL:3000 | entanglement:LEVEL:3000 | mislabeled
+    request: str
     refine: Refine = "memorization"
     groups: Positive = 3
-    after: str | None = None  # an earlier request's unlearned models, RUN/unlearned/PLAN
+    # An earlier request's unlearned models, RUN/unlearned/PLAN: beside the recipe, or else where one stands.
+    after: str | None = None
     seed: int = 0  # of random requests and random refinement
 
 
+AUTO = "auto"  # a plan's steps where plan search chooses them
+
+
 class PlanConfig(Strict):
-    """A named plan, e.g. ``steps = "low:none > mid:finetune(lr=0.1) > high:salun(epochs=5)"``."""
+    """A named plan, e.g. ``steps = "low:none > mid:finetune(lr=0.1) > high:salun(epochs=5)"``, or "auto"."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=64)]  # a folder's name
     steps: str
@@ -112,6 +130,23 @@ class UnlearnConfig(Strict):
     retain: Retain = "remaining"  # are groups still to come trained on meanwhile?
     # Passes over the training set that each plan may take in all; None: as its steps say.
     budget_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class SearchConfig(Strict):
+    """Plan search: how much to try, and what counts as good."""
+
+    algorithms: tuple[str, ...] | None = None  # to try; None: all
+    objective: Literal["mean", "tow", "tow_mia"] = "mean"  # the mean of ToW and ToW-MIA, or one of them
+    surrogates: Positive = 2  # forget sets to choose on
+    checks: Positive = 2  # further ones, on which the expectation of what was chosen is measured
+    originals: Positive = 2  # models that each surrogate is unlearned from
+    oracles: Positive = 2  # of each surrogate
+    generations: Annotated[int, Field(ge=0)] = 3  # of mixed plans
+    children: Positive = 24  # mixed plans per generation
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = (
+        None  # of training and trying, after which no further rung or generation begins
+    )
+    seed: int = 0
 
 
 class EvaluateConfig(Strict):
@@ -134,6 +169,7 @@ class Recipe(Strict):
     forget: ForgetConfig
     unlearn: UnlearnConfig = UnlearnConfig()
     plans: tuple[PlanConfig, ...] = Field(min_length=1)
+    search: SearchConfig = SearchConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
@@ -160,9 +196,20 @@ def load_recipe(path: str | Path) -> Recipe:
             )
         return parse_recipe(shipped.read_text(encoding="utf-8"), str(path))
     try:
-        return parse_recipe(file.read_text(encoding="utf-8"), str(path))
+        return _located(parse_recipe(file.read_text(encoding="utf-8"), str(path)), file.parent)
     except (UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{path}: not a readable TOML text file: {error}") from None
+
+
+def _located(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the path of an earlier request's models made absolute."""
+    after = recipe.forget.after
+    if after is None:
+        return recipe
+    # A run names them relative to its own folder; recipes of people, and of runs before 0.4, to where one is.
+    beside = folder / after
+    found = os.path.realpath(beside if (beside / "spec.json").exists() else after)
+    return recipe.model_copy(update={"forget": recipe.forget.model_copy(update={"after": found})})
 
 
 def parse_recipe(text: str, origin: str) -> Recipe:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rumfast.data import check_ids
 from rumfast.errors import DataError
 
 NAMES = {1: ("all",), 2: ("low", "high"), 3: ("low", "mid", "high")}
@@ -27,12 +28,13 @@ def refine(forget: np.ndarray, score_N: np.ndarray, groups: int = 3) -> tuple[Gr
         score_N: [N] score per example id, for instance memorization; rising with difficulty.
 
     Raises:
-        DataError: fewer examples than groups, or a forgotten example's score is NaN.
+        DataError: fewer examples than groups, an id that ``score_N`` has no row for or that is given twice,
+            or a forgotten example's score is NaN.
 
     >>> [(g.name, g.ids.tolist()) for g in refine(np.array([0, 1, 2]), np.array([0.9, 0.1, 0.5]))]
     [('low', [1]), ('mid', [2]), ('high', [0])]
     """
-    _check_count(forget, groups)
+    forget = _checked(forget, groups, len(score_N))
     score_F = score_N[forget]
     if np.isnan(score_F).any():
         raise DataError(
@@ -44,21 +46,22 @@ def refine(forget: np.ndarray, score_N: np.ndarray, groups: int = 3) -> tuple[Gr
 
 def refine_at_random(forget: np.ndarray, groups: int, seed: int) -> tuple[Group, ...]:
     """Cut a forget set into random groups of :func:`refine`'s sizes: the paper's control, "shuffle"."""
-    _check_count(forget, groups)
+    forget = _checked(forget, groups)
     shuffled = np.random.default_rng(seed).permutation(np.sort(forget))
     return _cut(shuffled, groups)
 
 
 def refine_by_class(forget: np.ndarray, label_N: np.ndarray) -> tuple[Group, ...]:
     """One group per class that the forget set touches, named class-0, class-1, …"""
-    _check_count(forget, 1)
+    forget = _checked(forget, 1, len(label_N))
     label_F = label_N[forget]
     return tuple(Group(f"class-{label}", np.sort(forget[label_F == label])) for label in np.unique(label_F))
 
 
-def _check_count(forget: np.ndarray, groups: int) -> None:
+def _checked(forget: np.ndarray, groups: int, examples: int | None = None) -> np.ndarray:
     if groups < 1 or len(forget) < groups:
         raise DataError(f"refine: got {len(forget)} examples for {groups} groups, expected at least one each")
+    return check_ids(forget, int(np.max(forget)) + 1 if examples is None else examples, "refine")
 
 
 def _cut(ordered: np.ndarray, groups: int) -> tuple[Group, ...]:

@@ -66,14 +66,16 @@ def _require_same_labels(path: Path, labels: np.ndarray, label_N: np.ndarray) ->
 def write_scores(path: str | Path, column_N: Mapping[str, np.ndarray]) -> None:
     """Write columns of one value per training example as ``.npz``, ``.parquet`` or ``.csv``, by the name.
 
-    An npz gets ``tr_mem`` and ``tr_labels`` besides, for programs that read Feldman & Zhang's files.
+    An npz with memorization gets ``tr_mem`` and ``tr_labels`` besides, for programs that read Feldman &
+    Zhang's files.
 
     Raises:
         UsageError: another ending, or Parquet without pyarrow.
     """
     path = check_ending(path)
     if path.suffix == ".npz":
-        published = {"tr_mem": column_N["memorization"], "tr_labels": column_N["label"]}
+        known = "memorization" in column_N
+        published = {"tr_mem": column_N["memorization"], "tr_labels": column_N["label"]} if known else {}
         write_npz(path, {**column_N, **published}, replace=True)
     elif path.suffix == ".csv":
         write_bytes(path, lambda temporary: _write_csv(temporary, column_N), replace=True)

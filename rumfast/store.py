@@ -36,19 +36,28 @@ SEAL_DIGITS = 64  # of an npz file's comment, the digest of all before it
 
 
 class RunDir:
-    """Every path of one run."""
+    """Every path of one run.
 
-    def __init__(self, root: str | Path) -> None:
+    Args:
+        base: a run of the same data and recipe, whose data, originals, sweep and scores this one shares.
+    """
+
+    def __init__(self, root: str | Path, base: str | Path | None = None) -> None:
         self.root = Path(root)
+        shared = self.root if base is None else Path(base)
         self.recipe = self.root / "config.toml"
         self.manifest = self.root / "manifest.json"
-        self.data = self.root / "data"
-        self.original = self.root / "original"
-        self.sweep = self.root / "sweep"
+        self.data = shared / "data"
+        self.original = shared / "original"
+        self.sweep = shared / "sweep"
+        self.proxies = shared / "proxies"
         self.oracles = self.root / "oracles"
-        self.memorization = self.root / "scores" / "memorization.npz"
-        self.sweep_summary = self.root / "scores" / "sweep.json"
-        self.distance = self.root / "scores" / "distance.npz"
+        self.memorization = shared / "scores" / "memorization.npz"
+        self.sweep_summary = shared / "scores" / "sweep.json"
+        self.distance = shared / "scores" / "distance.npz"
+        self.proxy_scores = shared / "scores" / "proxies.npz"
+        self.agreement = shared / "scores" / "agreement.json"
+        self.windows = self.root / "scores" / "windows.json"
         self.geometry = self.root / "scores" / "geometry.json"
         self.forget = self.root / "forget" / "split.npz"
         self.groups = self.root / "forget" / "groups.npz"
@@ -56,6 +65,7 @@ class RunDir:
         self.evaluation = self.root / "evaluation" / "summary.json"
         self.timing = self.root / "evaluation" / "timing.json"
         self.report = self.root / "report" / "index.html"
+        self.search = self.root / "search"
 
     def plan(self, name: str) -> Path:
         """Folder of the models that plan ``name`` unlearned."""
@@ -129,9 +139,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, content: Mapping[str, Any], *, replace: bool = True) -> None:
-    """Commit ``content`` as JSON, with its digest as the last entry: any other digit would be valid too."""
-    write_text(path, _seal(content), replace=replace)
+def write_json(path: Path, content: Mapping[str, Any], *, replace: bool = True) -> bool:
+    """Commit ``content`` as JSON, with its digest as the last entry: any other digit would be valid too.
+
+    Returns False where the file existed already, with the same content.
+    """
+    return write_text(path, _seal(content), replace=replace)
 
 
 def _seal(content: Mapping[str, Any]) -> str:
@@ -140,13 +153,13 @@ def _seal(content: Mapping[str, Any]) -> str:
     return json.dumps(sealed, indent=1, allow_nan=False) + "\n"
 
 
-def write_text(path: Path, text: str, *, replace: bool = True) -> None:
-    """Commit a UTF-8 text file."""
+def write_text(path: Path, text: str, *, replace: bool = True) -> bool:
+    """Commit a UTF-8 text file; False where it existed already, with the same content."""
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
-    write_bytes(path, write, replace=replace)
+    return write_bytes(path, write, replace=replace)
 
 
 def read_json(path: Path, *, sealed: bool = True) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count, islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from rumfast.runtime import cpu_threads, pick_device, pick_precision
 SMALL_STEP = 2**20
 
 
+Fed = TypeVar("Fed")  # what one step is taken on: a batch, or a batch with what to do with it
 Observer = Callable[[Tensor, Tensor, Tensor], None]  # ids [B], logits [B, C] and labels [B] of a step
 
 
@@ -57,16 +59,17 @@ class Learner:
         self.threads = 1 if config.batch_size * stem < SMALL_STEP else torch.get_num_threads()
         self.examples = 0
 
-    def logits(self, image: Tensor) -> Tensor:
-        """Logits [B, C] in float32, computed in the recipe's precision."""
+    def logits(self, image: Tensor, model: Classifier | None = None) -> Tensor:
+        """Logits [B, C] of the model, or of another, in float32, computed in the recipe's precision."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self._forward(image).float()
+            return (self._forward if model is None else model)(image).float()
 
-    def optimizer(self, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-        """Fused SGD over all weights."""
-        return torch.optim.SGD(
-            self.model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
-        )
+    def optimizer(
+        self, lr: float, momentum: float, weight_decay: float, weights: list[nn.Parameter] | None = None
+    ) -> torch.optim.SGD:
+        """Fused SGD over ``weights`` (None: all of the model's)."""
+        chosen = list(self.model.parameters()) if weights is None else weights
+        return torch.optim.SGD(chosen, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
 
     def batches(self, ids: Tensor, epochs: float, seed: int) -> Iterator[Batch]:
         """Shuffled batches of ``ids`` for ``epochs`` passes; a fraction of a pass is rounded up to whole
@@ -81,20 +84,26 @@ class Learner:
 
     def descend(
         self,
-        batches: Iterator[Batch],
+        batches: Iterator[Fed],
         optimizer: torch.optim.Optimizer,
-        loss_of: Callable[[Batch], tuple[Tensor, int]],
+        loss_of: Callable[[Fed], tuple[Tensor, int]],
         after_step: Callable[[int], None] | None = None,
+        frozen: nn.Module | None = None,
     ) -> float:
         """Take one SGD step per batch on ``loss_of(batch)``, which also says how many examples it used.
 
         Returns the last step's loss. The loss stays on the device until the end: a host sync per step costs
         more than the step of a small model.
 
+        Args:
+            frozen: part of the model that stays in eval mode, so that its batch-norm statistics stay too.
+
         Raises:
             DivergedError: the loss, a weight or a batch-norm statistic is not finite at the end.
         """
         self.model.train()
+        if frozen is not None:
+            frozen.eval()
         loss = torch.zeros((), device=self.device)
         with cpu_threads(self.threads):
             for step, batch in enumerate(batches):
@@ -118,8 +127,18 @@ class Learner:
             observe(batch.id, logits.detach(), batch.label)
         return cross_entropy(logits, batch.label), len(batch.id)
 
-    def fit(self, ids: Tensor, seed: int, observe: Observer | None = None) -> float:
-        """Train the model from new weights on ``ids`` with the recipe; returns the last loss."""
+    def fit(
+        self,
+        ids: Tensor,
+        seed: int,
+        observe: Observer | None = None,
+        after_epoch: Callable[[int], None] | None = None,
+    ) -> float:
+        """Train the model from new weights on ``ids`` with the recipe; returns the last loss.
+
+        Args:
+            after_epoch: called with the number of epochs done; it must leave weights and train mode alone.
+        """
         initialize_(self.model, seed)
         config = self.config
         optimizer = self.optimizer(config.lr, config.momentum, config.weight_decay)
@@ -132,7 +151,13 @@ class Learner:
         schedule(0)
         batches = self.batches(ids, config.epochs, seed)
         loss_of = partial(self.cross_entropy, observe=observe)
-        return self.descend(batches, optimizer, loss_of, lambda step: schedule(step + 1))
+
+        def advance(step: int) -> None:
+            schedule(step + 1)
+            if after_epoch is not None and (step + 1) % steps_per_epoch == 0:
+                after_epoch((step + 1) // steps_per_epoch)
+
+        return self.descend(batches, optimizer, loss_of, advance)
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:

@@ -82,3 +82,88 @@ def rumfast(monkeypatch, capfd) -> Callable[..., Outcome]:
         return Outcome(code if isinstance(code, int) else 0, out, err)
 
     return call
+
+
+def metric(low, high, *values):
+    """One metric of a plan, from its null band and its value of each seed."""
+    from rumfast.evaluation import t_interval
+    from rumfast.pipeline.assess import interval_dict
+
+    interval = t_interval(values)
+    return interval_dict(interval) | {"inside": low <= interval.mean <= high}
+
+
+COMMON = {
+    "name": "tiny", "seeds": 3, "oracles": 4, "notes": ["A note."],
+    "dataset": {"name": "digits", "train": 200, "test": 100},
+    "environment": {"gpu": None, "cpu": "a CPU", "torch": "2.11", "commit": "abc", "rumfast": "1"},
+    "timing": {"worker_s": 240.0, "workers": 2},
+}  # fmt: skip
+
+
+@pytest.fixture
+def difficulty_record():
+    """Fine-tuning gets worse with memorization, SalUn better, and ES's mid level measured the lowest."""
+    from rumfast.pipeline.assess import metric_definitions
+    from rumfast.pipeline.experiments import falls
+    from rumfast.pipeline.findings import weigh
+
+    tow = {"none": (0.7, 0.7, 0.7), "finetune": (0.9, 0.7, 0.5), "salun": (0.6, 0.7, 0.8)}
+    sets = []
+    for axis, measured in (("memorization", (0.1, 0.5, 0.9)), ("entanglement", (30.0, 20.0, 40.0))):
+        for place, level in enumerate(("low", "mid", "high")):
+            metrics = {
+                name: dict.fromkeys(("tow", "tow_mia"), metric(
+                    0.85, 0.95, mean[place], mean[place] + 0.01, mean[place] + 0.03 * (name == "finetune")
+                ))
+                for name, mean in tow.items()
+            }  # fmt: skip
+            sets.append(
+                {
+                    "axis": axis, "level": level, "request": f"{axis}:{level}:20", "size": 20,
+                    "memorization": 0.3, "entanglement": 25.0, axis: measured[place],
+                    "bands": {key: {"low": 0.85, "high": 0.95} for key in ("tow", "tow_mia")},
+                    "algorithms": {name: {"steps": f"all: {name}", "cost": 0.25, "metrics": found}
+                                   for name, found in metrics.items()},
+                    "diverged": [], "infeasible": ["influence"] if axis == "entanglement" else [],
+                }
+            )  # fmt: skip
+    head = {
+        "schema": "rumfast/difficulty/1",
+        "size": 20,
+        "budget_epochs": 5.0,
+        "metrics": metric_definitions(),
+    }
+    return COMMON | head | {"sets": sets} | weigh(list(falls(sets)))
+
+
+@pytest.fixture
+def rum_record():
+    """RUM^F clearly beats fine-tuning at once, shuffle beats nothing, and the order is left open."""
+    from rumfast.pipeline.assess import metric_definitions
+    from rumfast.pipeline.experiment_plans import claims
+    from rumfast.pipeline.findings import weigh
+
+    tow = {
+        "none": (0.5, 0.5, 0.5),
+        "finetune": (0.70, 0.72, 0.71),
+        "finetune+rum-f": (0.80, 0.83, 0.81),
+        "finetune+shuffle": (0.80, 0.83, 0.81),
+        "rum": (0.85, 0.80, 0.90),
+        "rum+reversed": (0.80, 0.85, 0.87),
+        "auto": (0.92, 0.95, 0.93),
+    }
+    definitions = metric_definitions()
+    plans = [
+        {
+            "name": name, "steps": f"all: {name}", "cost": 0.25,
+            "metrics": {key: metric(0.9, 1.0, *values) for key in definitions},
+        }
+        for name, values in tow.items()
+    ]  # fmt: skip
+    summary = COMMON | {
+        "schema": "rumfast/rum/1", "forget": {"size": 30, "request": "memorization:mixed:30"},
+        "metrics": definitions, "bands": {key: {"low": 0.9, "high": 1.0} for key in definitions},
+        "plans": plans, "diverged": ["salun"], "infeasible": [],
+    }  # fmt: skip
+    return summary | weigh(list(claims(summary, ("none", "finetune", "salun"))))

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ FLOORS = {
     "plans": 4,
     "algorithms": 3,
     "training": 2, "inference": 2, "reporting": 2, "score_files": 2,
-    "loaders": 1, "scores": 1, "refinement": 1, "store": 1, "doctor": 1,
+    "loaders": 1, "scores": 1, "refinement": 1, "surrogates": 1, "store": 1, "doctor": 1,
     "kernels": 0, "models": 0, "data": 0, "evaluation": 0, "config": 0, "runtime": 0, "recipes": 0,
     "progress": -1, "errors": -1,
 }  # fmt: skip
@@ -41,7 +42,7 @@ DISK_CALLS = {
     "rename", "mkstemp", "mkdtemp", "save_file", "load_file", "savez", "savez_compressed", "tofile", "memmap",
 }  # fmt: skip
 GLOBAL_RNG = {"torch.manual_seed", "np.random.seed", "np.random.rand", "random.seed", "random.random"}
-PURE = {"scores", "refinement", "evaluation"}
+PURE = {"scores", "refinement", "surrogates", "evaluation"}
 
 
 def _files():
@@ -216,3 +217,9 @@ def test_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'rumfast' has no attribute 'nothing'"):
         _ = rumfast.nothing
     assert dir(rumfast) == sorted(rumfast.__all__)
+
+
+def test_a_wheel_holds_every_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    found = {module for path, module in FILES.items() if path.name == "__init__.py"}
+    assert set(settings["packages"]) == found

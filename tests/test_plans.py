@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -6,10 +7,21 @@ import torch
 
 from rumfast import Split, TrainConfig, rum
 from rumfast.algorithms import ALGORITHMS, Algorithm, SgdConfig
+from rumfast.config import PlanConfig
 from rumfast.errors import UsageError
 from rumfast.models import build_model
-from rumfast.plans import bind, kept_ids, parse_plan, spread_budget
+from rumfast.plans import (
+    bind,
+    kept_ids,
+    parse_plan,
+    plan_text,
+    read_plan,
+    run_plan,
+    same_steps,
+    spread_budget,
+)
 from rumfast.refinement import Group, refine
+from rumfast.training import Learner
 
 LOW, MID, HIGH = (
     Group("low", np.array([1, 5])),
@@ -17,6 +29,7 @@ LOW, MID, HIGH = (
     Group("high", np.array([0])),
 )
 GROUPS = (LOW, MID, HIGH)
+RECIPE = TrainConfig(batch_size=64, epochs=30)
 RETAIN = np.array([3, 6, 7, 8, 10, 11, 12])
 
 
@@ -39,6 +52,7 @@ def test_parsing_by_hand():
         "low: none > mid: finetune(lr=0.1, epochs=3) > high: salun(fraction=0.25)",
         "all: neggrad_plus(alpha=0.99)",
         "each: random_label(epochs=2.5)",
+        "reversed: finetune",
         "all: retrain",
     ],
 )
@@ -68,9 +82,10 @@ BAD_PLANS = {
     "salun(fraction=0)": "salun: fraction: ",
     "none(lr=0.1)": "none: lr: Extra inputs",
     "low: none > low: finetune": "each group may have one step, got low, low",
-    "all: none > low: finetune": "'all' and 'each' stand alone",
+    "all: none > low: finetune": "'all', 'each', 'reversed' each stand alone",
     "none > finetune": "each group may have one step, got all, all",
-    "each: finetune > low: none": "'all' and 'each' stand alone",
+    "reversed: none > low: none": "'all', 'each', 'reversed' each stand alone",
+    "each: finetune > low: none": "'all', 'each', 'reversed' each stand alone",
 }
 
 
@@ -103,6 +118,64 @@ def test_all_is_the_whole_set_at_once_and_each_every_group_in_turn():
         ("mid: finetune(epochs=2)", [2, 9, 4]),
         ("high: finetune(epochs=2)", [0]),
     ]
+
+
+def test_reversed_visits_the_last_group_first_and_retains_those_to_come():
+    steps = bound("reversed: finetune(epochs=2)")
+    assert [(str(step), group.ids.tolist()) for step, group in steps] == [
+        ("high: finetune(epochs=2)", [0]),
+        ("mid: finetune(epochs=2)", [2, 9, 4]),
+        ("low: finetune(epochs=2)", [1, 5]),
+    ]
+    assert kept_ids(steps, 1, RETAIN, "remaining").tolist() == sorted([*RETAIN, 1, 5])
+
+
+def test_a_plans_text_keeps_every_digit():
+    steps = parse_plan("low: finetune(lr=0.123456789, epochs=1e2) > high: none")
+    assert plan_text(steps) == "low: finetune(lr=0.123456789, epochs=100.0) > high: none"
+    assert parse_plan(plan_text(steps)) == steps
+    assert str(steps[0]) == "low: finetune(lr=0.1235, epochs=100)"  # for people
+
+
+def test_plans_of_the_command_line():
+    plan = read_plan("rum = low:none > high:finetune( lr=0.1 )")
+    assert (plan.name, plan.steps) == ("rum", "low: none > high: finetune(lr=0.1)")
+    unnamed = read_plan("low:none>high:finetune(lr=1e-1)")
+    assert unnamed.steps == plan.steps and unnamed.name.startswith("none+finetune-")
+    assert unnamed == read_plan("low : none > high : finetune(lr=0.1,)")
+    assert unnamed.name != read_plan("low:none > high:finetune(lr=0.1000001)").name
+    assert read_plan("finetune(lr=0.1)").steps == "all: finetune(lr=0.1)"  # no plan called "finetune(lr"
+    assert (read_plan("auto").name, read_plan("best=auto").name) == ("auto", "best")
+    long = read_plan(" > ".join(f"g{index}: random_label" for index in range(40)))
+    assert len(long.name) <= 64
+    # Names are folders of runs, and outlive versions.
+    assert read_plan("low: none > high: finetune(lr=0.1)").name == "none+finetune-7de59380"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot read step ''"),
+        ("rum=", "cannot read step ''"),
+        ("rum=low:scrubb", "'scrubb' is unknown"),
+        (".hidden=none", "name: String should match pattern"),
+        ("x" * 65 + "=none", "name: String should have at most 64"),
+        ("a/b=none", "cannot read step 'a/b=none'"),
+        ("auto > none", "'auto' is unknown"),
+    ],
+)
+def test_plans_of_the_command_line_that_cannot_be_meant(text, message):
+    with pytest.raises(UsageError, match=message):
+        read_plan(text)
+
+
+def test_the_same_steps_however_written():
+    one, other = (
+        PlanConfig(name="a", steps=text) for text in ("low:none>high:salun", "low: none > high: salun()")
+    )
+    assert same_steps(one, other)
+    for text in ("low: none > high: salun(lr=0.2)", "high: salun > low: none", "auto"):
+        assert not same_steps(one, PlanConfig(name="a", steps=text))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +212,7 @@ def cost_of(steps, retain, mode, batch):
     total = 0.0
     for index, (step, group) in enumerate(steps):
         per_epoch, once = ALGORITHMS[step.algorithm].cost(
-            len(group.ids), len(kept_ids(steps, index, retain, mode)), batch
+            len(group.ids), len(kept_ids(steps, index, retain, mode)), batch, step.config
         )
         total += once + per_epoch * getattr(step.config, "epochs", 0)
     return total
@@ -160,7 +233,7 @@ def cost_of(steps, retain, mode, batch):
 def test_a_budget_is_spent_exactly_and_in_the_plans_proportions(text, mode):
     groups, retain = big_groups()
     before = bound(text, groups)
-    after = spread_budget(before, retain, mode, 3000, 64)
+    after = spread_budget(before, retain, mode, 3000, RECIPE)
     assert cost_of(after, retain, mode, 64) == pytest.approx(3000, rel=1e-12)
     ratios = [
         new.config.epochs / old.config.epochs
@@ -178,19 +251,33 @@ def test_a_budget_by_hand():
     # low costs nothing; mid trains on 910 + 30 examples for 2 epochs, high on 910 + 30 for 4 and 30 once.
     steps = bound("low: none > mid: finetune(epochs=2) > high: salun(epochs=4)", groups)
     factor = (3000 - 30) / (2 * 940 + 4 * 940)
-    epochs = [step.config.epochs for step, _ in spread_budget(steps, retain, "remaining", 3000, 64)[1:]]
+    epochs = [step.config.epochs for step, _ in spread_budget(steps, retain, "remaining", 3000, RECIPE)[1:]]
     assert epochs == pytest.approx([2 * factor, 4 * factor])
 
 
 def test_plans_without_training_take_no_budget_and_small_budgets_are_refused():
     groups, retain = big_groups()
-    for text in ("none", "retrain", "each: none"):
+    for text in ("none", "each: none"):
         steps = bound(text, groups)
-        assert spread_budget(steps, retain, "final", 10, 64) == steps
+        assert spread_budget(steps, retain, "final", 10, RECIPE) == steps
     with pytest.raises(
         UsageError, match="budget_epochs: 60 examples do not cover the plan's fixed cost of 90"
     ):
-        spread_budget(bound("salun", groups), retain, "final", 60, 64)
+        spread_budget(bound("salun", groups), retain, "final", 60, RECIPE)
+
+
+def test_retraining_counts_in_full():
+    """The recipe's 30 epochs on 910 examples, or on 940 while 30 are still to come."""
+    groups, retain = refine(np.arange(90), np.arange(90) / 90, 3), np.arange(90, 1000)
+    alone = bound("retrain", groups)
+    assert spread_budget(alone, retain, "final", 30 * 910, RECIPE) == alone
+    with pytest.raises(UsageError, match="27299 examples do not cover .* 27300; retrain runs the recipe's"):
+        spread_budget(alone, retain, "final", 30 * 910 - 1, RECIPE)
+    mixed = bound("low: none > mid: retrain > high: finetune(epochs=2)", groups)
+    *_, (step, _) = spread_budget(mixed, retain, "remaining", 30 * 940 + 455, RECIPE)
+    assert step.config.epochs == pytest.approx(0.5)
+    with pytest.raises(UsageError, match="fixed cost of 28200; retrain"):
+        spread_budget(mixed, retain, "remaining", 30 * 940, RECIPE)
 
 
 @pytest.mark.parametrize("mode", ["remaining", "final"])
@@ -213,6 +300,11 @@ def test_plans_of_one_budget_take_it_within_a_batch_per_step(digits, mode, text)
         device="cpu",
     )
     assert 1500 - 1 <= result.examples <= 1500 + 3 * 128
+    asked = [record.asked for record in result.records]
+    assert sum(asked) == pytest.approx(1500) and result.examples == sum(
+        one.examples for one in result.records
+    )
+    assert all(0 <= one.examples - one.asked < 128 + 1 for one in result.records)
 
 
 @pytest.fixture
@@ -252,6 +344,23 @@ def test_steps_run_one_after_another_each_on_the_last_ones_model(digits, calls, 
     )
     assert len({call[3] for call in calls}) == 3
     assert result.steps == ("high: finetune(epochs=1)", "mid: finetune(epochs=2)", "low: finetune(epochs=3)")
+
+
+def test_a_plan_goes_on_after_the_steps_that_are_done(digits, calls, original):
+    steps = bound("low: finetune(epochs=1) > mid: finetune(epochs=2) > high: finetune(epochs=3)")
+    seen = []
+
+    def run(**options):
+        learner = Learner(digits, TrainConfig(arch="resnet8", width=4), "cpu", model=copy.deepcopy(original))
+        return run_plan(learner, steps, RETAIN, mode="remaining", seed=1, **options)
+
+    whole = run(after_step=lambda records: seen.append(tuple(records)))
+    assert [len(records) for records in seen] == [1, 2]  # what follows the last step is the model itself
+    every = list(calls)
+    calls.clear()
+    rest = run(done=seen[1])
+    assert [call[:4] for call in calls] == [every[2][:4]] and rest.records[:2] == whole.records[:2]
+    assert rest.steps == whole.steps
 
 
 def test_retain_final_keeps_all_groups_out_of_every_step(digits, calls, original):

@@ -103,6 +103,62 @@ def test_classes():
     assert [group.name for group in groups] == ["class-0", "class-3"] and ids_of(groups) == [[1], [0, 2, 5]]
 
 
+def test_thirds_of_3000_are_1000_each_whatever_the_ids_and_scores():
+    rng = np.random.default_rng(3)
+    forget, score_N = rng.choice(45000, 3000, replace=False), rng.random(45000).round(1)  # many ties
+    for parts in (refine(forget, score_N), refine_at_random(forget, 3, seed=1)):
+        assert [len(part.ids) for part in parts] == [1000, 1000, 1000]
+        assert np.array_equal(np.sort(np.concatenate([part.ids for part in parts])), np.sort(forget))
+        assert all(part.ids.dtype == np.int64 for part in parts)
+
+
+def test_equal_scores_fall_into_groups_by_id_and_one_group_per_example_is_a_ranking():
+    forget = np.array([8, 3, 5, 1])
+    assert ids_of(refine(forget, np.zeros(9), 2)) == [[1, 3], [5, 8]]
+    assert ids_of(refine(forget, np.arange(9.0)[::-1], 4)) == [[8], [5], [3], [1]]
+    infinite = np.full(9, np.inf)
+    infinite[3] = -np.inf
+    assert ids_of(refine(forget, infinite, 2)) == [[1, 3], [5, 8]]
+
+
+def test_refining_changes_neither_ids_nor_scores_nor_labels():
+    forget, score_N, label_N = np.array([8, 3, 5, 1]), np.arange(9.0), np.arange(9) % 2
+    before = [array.copy() for array in (forget, score_N, label_N)]
+    for parts in (
+        refine(forget, score_N, 2),
+        refine_at_random(forget, 2, seed=0),
+        refine_by_class(forget, label_N),
+    ):
+        for part in parts:
+            part.ids[:] = -1
+    for array, copy in zip((forget, score_N, label_N), before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize(
+    ("forget", "message"),
+    [
+        ([0, 9], "refine: found id 9, expected ids within 0..8"),
+        ([-1, 2], "refine: found id -1"),
+        ([2, 3, 2], "refine: found id 2 more than once"),
+        ([0.0, 1.0], "refine: found dtype float64"),
+    ],
+)
+def test_ids_that_are_no_rows_are_refused(forget, message):
+    for group in (
+        lambda ids: refine(ids, np.zeros(9), 2),
+        lambda ids: refine_by_class(ids, np.zeros(9, int)),
+    ):
+        with pytest.raises(DataError, match=message):
+            group(np.array(forget))
+
+
+def test_twenty_classes_are_groups_by_number():
+    groups = refine_by_class(np.arange(40), np.arange(40) % 20)
+    assert [group.name for group in groups][8:12] == ["class-8", "class-9", "class-10", "class-11"]
+    assert all(group.ids.tolist() == [index, index + 20] for index, group in enumerate(groups))
+
+
 @pytest.mark.parametrize("size, groups", [(2, 3), (0, 1), (5, 0), (5, -1)])
 def test_more_groups_than_examples(size, groups):
     forget = np.arange(size)

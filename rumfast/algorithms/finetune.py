@@ -26,8 +26,15 @@ def _retrain(learner: Learner, forget: Tensor, retain: Tensor, config: NoConfig,
     learner.fit(retain, seed)
 
 
-NONE = Algorithm(NoConfig, _none, lambda forget, retain, batch: (0, 0), "Zhao et al. 2024, section 5.2")
-FINETUNE = Algorithm(SgdConfig, _finetune, lambda forget, retain, batch: (retain, 0), "Warnecke et al. 2021")
+NONE = Algorithm(
+    NoConfig, _none, lambda forget, retain, batch, config: (0, 0), "Zhao et al. 2024, section 5.2"
+)
+FINETUNE = Algorithm(
+    SgdConfig, _finetune, lambda forget, retain, batch, config: (retain, 0), "Warnecke et al. 2021"
+)
 RETRAIN = Algorithm(
-    NoConfig, _retrain, lambda forget, retain, batch: (0, 0), "the definition of exact unlearning"
+    NoConfig,
+    _retrain,
+    lambda forget, retain, batch, config: (retain, 0),
+    "the definition of exact unlearning",
 )

@@ -1,4 +1,4 @@
-"""NegGrad+: descend on the retain set while ascending on the forget set."""
+"""NegGrad: ascend on the forget set; NegGrad+: descend on the retain set meanwhile."""
 
 import math
 from collections.abc import Iterator
@@ -9,17 +9,36 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rumfast.algorithms.base import Algorithm, SgdConfig
+from rumfast.algorithms.base import Algorithm, Epochs, SgdConfig
+from rumfast.config import Rate
 from rumfast.loaders import Batch
 from rumfast.runtime import derive_seed
 from rumfast.training import Learner
 
 
+class NegGradConfig(SgdConfig):
+    """Ascent has no bound: a small rate, and few epochs."""
+
+    lr: Rate = 1e-4
+    epochs: Epochs = 5.0
+
+
 class NegGradPlusConfig(SgdConfig):
     """α weighs the retain set's loss against the forget set's ascent."""
 
-    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
+    epochs: Epochs = 5.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.97
+
+
+def _neggrad(learner: Learner, forget: Tensor, retain: Tensor, config: NegGradConfig, seed: int) -> None:
+    """min_θ −CE(S), from θo; the retain set is not looked at."""
+    optimizer = learner.optimizer(config.lr, config.momentum, config.weight_decay)
+
+    def loss_of(batch: Batch) -> tuple[Tensor, int]:
+        loss, examples = learner.cross_entropy(batch)
+        return -loss, examples
+
+    learner.descend(learner.batches(forget, config.epochs, seed), optimizer, loss_of)
 
 
 def _neggrad_plus(
@@ -42,11 +61,14 @@ def _cycle(learner: Learner, ids: Tensor, seed: int) -> Iterator[Batch]:
     return chain.from_iterable(learner.loader.epoch(ids, epoch, seed=seed) for epoch in count())
 
 
-def _cost(forget: int, retain: int, batch: int) -> tuple[float, int]:
+def _cost(forget: int, retain: int, batch: int, config: NegGradPlusConfig) -> tuple[float, int]:
     """Every retain batch comes with one forget batch, which is smaller where the forget set is."""
     return retain + math.ceil(retain / batch) * forget / max(1, math.ceil(forget / batch)), 0
 
 
+NEGGRAD = Algorithm(
+    NegGradConfig, _neggrad, lambda forget, retain, batch, config: (forget, 0), "Golatkar et al. 2020"
+)
 NEGGRAD_PLUS = Algorithm(
     NegGradPlusConfig,
     _neggrad_plus,

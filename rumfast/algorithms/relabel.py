@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rumfast.algorithms.base import Algorithm, SgdConfig
+from rumfast.algorithms.gradients import gradient_sum
 from rumfast.config import Rate
 from rumfast.loaders import Batch
 from rumfast.runtime import generator
@@ -83,15 +84,7 @@ def saliency_masks(learner: Learner, forget: Tensor, fraction: float) -> list[Te
 
     The gradient is taken in eval mode. (The research code keeps the smallest instead.)
     """
-    learner.model.eval()
-    learner.model.zero_grad()
-    for batch in learner.loader.epoch(forget, 0, shuffle=False):
-        cross_entropy(learner.logits(batch.image), batch.label, reduction="sum").backward()
-        learner.examples += len(batch.id)
-    saliency = [
-        parameter.grad.abs() for parameter in learner.model.parameters() if parameter.grad is not None
-    ]
-    learner.model.zero_grad()
+    saliency = [gradient.abs() for gradient in gradient_sum(learner, forget)]
     flat = torch.cat([values.flatten() for values in saliency])
     kept = torch.zeros_like(flat, dtype=torch.bool)
     kept[flat.topk(max(1, round(fraction * flat.numel()))).indices] = True
@@ -104,9 +97,12 @@ def saliency_masks(learner: Learner, forget: Tensor, fraction: float) -> list[Te
 RANDOM_LABEL = Algorithm(
     RandomLabelConfig,
     _random_label,
-    lambda forget, retain, batch: (forget + retain, 0),
+    lambda forget, retain, batch, config: (forget + retain, 0),
     "Golatkar et al. 2020",
 )
 SALUN = Algorithm(
-    SalunConfig, _salun, lambda forget, retain, batch: (forget + retain, forget), "Fan et al. 2024, section 4"
+    SalunConfig,
+    _salun,
+    lambda forget, retain, batch, config: (forget + retain, forget),
+    "Fan et al. 2024, section 4",
 )

@@ -4,7 +4,7 @@ from rumfast.data.beton import read_beton, write_beton
 from rumfast.data.dataset import Dataset, Examples
 from rumfast.data.packing import dataset_info, load_dataset, pack, verify_dataset
 from rumfast.data.sources import SOURCES, dataset_from_source, load_source
-from rumfast.data.splits import Split, check_ids, select_forget
+from rumfast.data.splits import Split, check_ids, ids_digest, select_forget
 
 __all__ = [
     "SOURCES",
@@ -14,6 +14,7 @@ __all__ = [
     "check_ids",
     "dataset_from_source",
     "dataset_info",
+    "ids_digest",
     "load_dataset",
     "load_source",
     "pack",

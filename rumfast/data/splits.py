@@ -1,5 +1,7 @@
 """Forget sets: which training ids to forget, from ids, classes, chance, scores or label noise."""
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,12 @@ from rumfast.data.layout import NPZ_ERRORS
 from rumfast.errors import DataError, UsageError
 
 LEVELS = ("low", "mid", "high", "mixed")
-REQUESTS = "ids:FILE, class:K, random:SIZE, memorization:high|low|mid|mixed:SIZE, mislabeled"
+ENTANGLEMENT_LEVELS = ("low", "mid", "high")
+REQUESTS = (
+    "ids:FILE, class:K, random:SIZE, memorization:high|low|mid|mixed:SIZE, entanglement:low|mid|high:SIZE, "
+    "mislabeled"
+)
+WindowOf = Callable[[str, int], np.ndarray]  # level and size → ids, see ``rumfast.scores.windows``
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +71,21 @@ class Split:
         return cls.from_ids(np.concatenate([low, mid, high]), len(score_N))
 
 
-def select_forget(request: str, labels, scores=None, flipped=None, seed: int = 0) -> Split:
-    """The Split that a request names: ids:FILE, class:K, random:SIZE, memorization:LEVEL:SIZE or mislabeled.
+def select_forget(
+    request: str, labels, scores=None, flipped=None, seed: int = 0, window_of: WindowOf | None = None
+) -> Split:
+    """The Split that a request names, one of ``REQUESTS``.
 
-    `labels` [N] are the training labels, `scores` [N] the memorization scores, `flipped` the ids whose label
-    packing flipped. Raises UsageError for a request that cannot be read and DataError for one that the data
-    cannot meet.
+    Args:
+        labels: [N] training labels.
+        scores: [N] memorization scores.
+        flipped: ids whose label packing flipped.
+        seed: of random requests.
+        window_of: gives the ids of the window at an entanglement level and of a size.
+
+    Raises:
+        UsageError: the request cannot be read, or needs what was not given.
+        DataError: the data cannot meet it.
     """
     label_N = np.asarray(labels)
     n = len(label_N)
@@ -85,16 +101,40 @@ def select_forget(request: str, labels, scores=None, flipped=None, seed: int = 0
         size = _check_size(_number(request, arguments[0]), n, "training examples")
         return Split.from_ids(np.random.default_rng([seed, n]).choice(n, size, replace=False), n)
     if kind == "memorization" and len(arguments) == 2:
-        if scores is None:
-            raise UsageError(f"forget set {request}: needs memorization scores; run `rumfast score` first")
-        if len(scores) != n:
-            raise DataError(f"scores: found {len(scores)}, expected {n}, one per training example")
-        return Split.from_scores(scores, _number(request, arguments[1]), arguments[0])
+        return _by_memorization(request, arguments[0], arguments[1], scores, n)
+    if kind == "entanglement" and len(arguments) == 2:
+        return _by_entanglement(request, arguments[0], arguments[1], window_of, n)
     if request == "mislabeled":
         if flipped is None or len(flipped) == 0:
             raise DataError("forget set mislabeled: no label was flipped; pack with --label-noise")
         return Split.from_ids(flipped, n)
     raise UsageError(f"forget set: found {request!r}, expected one of {REQUESTS}")
+
+
+def _by_memorization(request: str, level: str, size: str, scores, n: int) -> Split:
+    if scores is None:
+        raise UsageError(f"forget set {request}: needs memorization scores; run `rumfast score` first")
+    if len(scores) != n:
+        raise DataError(f"scores: found {len(scores)}, expected {n}, one per training example")
+    return Split.from_scores(scores, _number(request, size), level)
+
+
+def _by_entanglement(request: str, level: str, size: str, window_of: WindowOf | None, n: int) -> Split:
+    if level not in ENTANGLEMENT_LEVELS:
+        raise UsageError(f"level: found {level!r}, expected one of {', '.join(ENTANGLEMENT_LEVELS)}")
+    wanted = _check_size(_number(request, size), n - 1, "training examples but one")
+    if window_of is None:
+        raise UsageError(f"forget set {request}: needs embeddings; run `rumfast train` first")
+    return Split.from_ids(window_of(level, wanted), n)
+
+
+def ids_digest(ids) -> str:
+    """SHA-256 of a set of ids, whatever their order.
+
+    >>> ids_digest([3, 1]) == ids_digest(np.array([1, 3]))
+    True
+    """
+    return hashlib.sha256(np.sort(np.asarray(ids)).astype("<i8").tobytes()).hexdigest()
 
 
 def check_ids(ids, n: int, name: str = "ids", allow_empty: bool = False) -> np.ndarray:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from rumfast.config import dump_recipe
 from rumfast.data import Dataset, Split
 from rumfast.evaluation import (
     METRICS,
@@ -133,7 +132,7 @@ def summarize(run: "Context") -> tuple[dict[str, Any], dict[str, Any]]:
     bands = bands_of(oracles)
     full_cost = _mean_metric(run.oracle_population, settings.oracles, "examples")
     plans, timing = [], {"oracle": _wall(run.oracle_population, settings.oracles), "plans": {}}
-    for plan in run.recipe.plans:
+    for plan in map(run.chosen, run.recipe.plans):
         population = run.plan_population(plan)
         examples = _mean_metric(population, seeds, "examples")
         plans.append(
@@ -219,6 +218,8 @@ def describe(run: "Context") -> dict[str, Any]:
             **geometry["forget"],
             "flipped": int(np.isin(run.split.forget, data.flipped).sum()),
             "excluded": len(run.excluded),
+            "earlier": [request.model_dump() for request in run.requests(run.dir.root)],
+            "windows": read_json(run.dir.windows) if run.dir.windows.exists() else None,
             "groups": [
                 {
                     "name": group.name,
@@ -229,7 +230,7 @@ def describe(run: "Context") -> dict[str, Any]:
                 for group in groups
             ],
         },
-        "config_toml": dump_recipe(recipe),
+        "config_toml": run.recipe_text(),
     }
 
 

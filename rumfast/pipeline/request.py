@@ -1,24 +1,43 @@
 """What a recipe asks for: its forget set, the groups, and the budget of its plans."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from rumfast.config import Recipe
-from rumfast.data import Dataset, Split, select_forget
-from rumfast.errors import DataError
+from rumfast.config import AUTO, Recipe
+from rumfast.data import Dataset, Split, ids_digest, select_forget
+from rumfast.data.splits import WindowOf
+from rumfast.errors import DataError, UsageError
 from rumfast.plans import bind, parse_plan, spread_budget
 from rumfast.refinement import Group, refine, refine_at_random, refine_by_class
+from rumfast.scores import SCORES
+from rumfast.sweeps import Population, PopulationSpec
+from rumfast.sweeps.spec import RequestSpec
 
 
-def resolve(recipe: Recipe, data: Dataset, score_N: np.ndarray | None, excluded: tuple[int, ...]) -> Split:
+def pool_of(data: Dataset, excluded: tuple[int, ...]) -> np.ndarray:
+    """Ids that earlier requests left."""
+    return np.setdiff1d(np.arange(len(data)), np.array(excluded, np.int64))
+
+
+def resolve(
+    recipe: Recipe,
+    data: Dataset,
+    score_N: np.ndarray | None,
+    excluded: tuple[int, ...],
+    window_of: WindowOf | None = None,
+) -> Split:
     """Resolve the request within the pool that earlier requests left.
+
+    Args:
+        window_of: gives a window of the pool, for an entanglement level and a size, as places in it.
 
     Raises:
         UsageError, DataError: the request cannot be read, or the data cannot meet it.
     """
-    request, n = recipe.forget.request, len(data)
-    pool = np.setdiff1d(np.arange(n), np.array(excluded, np.int64))
+    request, pool = recipe.forget.request, pool_of(data, excluded)
     if request.startswith("ids:"):
         split = select_forget(request, data.train.label_N)
         gone = np.intersect1d(split.forget, excluded)
@@ -29,7 +48,7 @@ def resolve(recipe: Recipe, data: Dataset, score_N: np.ndarray | None, excluded:
         return Split(split.forget, np.setdiff1d(pool, split.forget))
     score_P = None if score_N is None else score_N[pool]
     flipped = np.flatnonzero(np.isin(pool, data.flipped))
-    split = select_forget(request, data.train.label_N[pool], score_P, flipped, recipe.forget.seed)
+    split = select_forget(request, data.train.label_N[pool], score_P, flipped, recipe.forget.seed, window_of)
     return Split(pool[split.forget], pool[split.retain])
 
 
@@ -52,10 +71,40 @@ def regroup(
     return refine(split.forget, score_of(kind), config.groups)
 
 
+def needs_of(recipe: Recipe) -> set[str]:
+    """What the scores that the recipe refines by are computed from, see ``Score.needs``."""
+    return {SCORES[name].needs for name in _refinements(recipe) if name in SCORES}
+
+
+def _refinements(recipe: Recipe) -> set[str]:
+    return {recipe.forget.refine, *(plan.refine for plan in recipe.plans if plan.refine is not None)}
+
+
 def budget_of(recipe: Recipe, split: Split) -> int | None:
     """Examples whose gradient each plan may take; None leaves it to the plans' own epochs."""
     epochs = recipe.unlearn.budget_epochs
     return None if epochs is None else round(epochs * (len(split.retain) + len(split.forget)))
+
+
+def earlier_requests(earlier: Population, root: Path) -> tuple[RequestSpec, ...]:
+    """All requests that the models in ``earlier`` met, in order, with paths relative to folder ``root``."""
+    spec = earlier.spec
+    known = spec.requests or _of_old_records(spec)
+
+    def seen_from_root(path: str) -> str:
+        return os.path.relpath((earlier.root / path).resolve(), root.resolve())
+
+    return tuple(request.model_copy(update={"path": seen_from_root(request.path)}) for request in known)
+
+
+def _of_old_records(spec: PopulationSpec) -> list[RequestSpec]:
+    """What can be said of requests before they were recorded: the last one's ids, and all those before."""
+    parts = [(spec.excluded, None, spec.parent or "."), (spec.forget, spec.plan, ".")]
+    return [
+        RequestSpec(request=None, size=len(ids), sha256=ids_digest(ids), plan=plan, path=path)
+        for ids, plan, path in parts
+        if ids
+    ]
 
 
 def rehearse(recipe: Recipe, data: Dataset, excluded: tuple[int, ...]) -> None:
@@ -64,14 +113,22 @@ def rehearse(recipe: Recipe, data: Dataset, excluded: tuple[int, ...]) -> None:
     Raises:
         UsageError, DataError: as the stages would, hours later.
     """
+    if recipe.sweep.scores is not None and "margin_memorization" in _refinements(recipe):
+        raise UsageError("refine: margin_memorization needs a sweep; published scores have no margins")
     score_N = np.zeros(len(data))
-    split = resolve(recipe, data, score_N, excluded)
+    split = resolve(recipe, data, score_N, excluded, lambda level, size: np.arange(size))
+    made_up = recipe.forget.request.startswith(("memorization:", "entanglement:"))
     budget = budget_of(recipe, split)
     for plan in recipe.plans:
-        bound = bind(parse_plan(plan.steps), regroup(recipe, data, split, lambda _: score_N, plan.refine))
+        if plan.steps == AUTO:
+            continue
+        steps = parse_plan(plan.steps)
+        if made_up and (plan.refine or recipe.forget.refine) == "class":
+            continue  # which classes there will be is not known yet
+        bound = bind(steps, regroup(recipe, data, split, lambda _: score_N, plan.refine))
         if budget is not None:
             mode = plan.retain or recipe.unlearn.retain
-            spread_budget(bound, split.retain, mode, budget, recipe.train.batch_size)
+            spread_budget(bound, split.retain, mode, budget, recipe.train)
     pool = len(split.retain) + len(split.forget)
     if int(recipe.sweep.include * pool) < 1:
         raise DataError(f"sweep.include: {recipe.sweep.include} of {pool} training examples leaves none")

@@ -6,18 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from rumfast.config import Recipe, dump_recipe, load_recipe
+from rumfast.config import AUTO, Recipe, load_recipe
 from rumfast.errors import DivergedError, PartialError, StorageError, UsageError
-from rumfast.pipeline import assess
+from rumfast.pipeline import assess, difficulty
 from rumfast.pipeline.context import Context
-from rumfast.pipeline.request import rehearse
+from rumfast.pipeline.request import needs_of, rehearse
+from rumfast.pipeline.search import SearchConfig, search
+from rumfast.pipeline.variation import standard_families
 from rumfast.reporting.page import write_report
 from rumfast.runtime import cpu_threads, environment
 from rumfast.score_files import check_ending, read_scores, write_scores
 from rumfast.scores import Memorization, worst_standard_error
 from rumfast.store import (
     read_json,
-    read_npz,
     remove_partial,
     require_same,
     write_json,
@@ -46,9 +47,10 @@ class Run(Context):
         remove_partial(self.dir.root)
         data = self.data
         rehearse(self.recipe, data, self.excluded)  # a mistake in request or plans must not cost a sweep
+        standard_families([], self.recipe.search.algorithms)
         if self.recipe.sweep.scores is not None:
             read_scores(self.recipe.sweep.scores, data.train.label_N)
-        write_text(self.dir.recipe, dump_recipe(self.recipe))
+        write_text(self.dir.recipe, self.recipe_text())
         write_json(
             self.dir.manifest,
             {"schema": "rumfast/manifest/1", "fingerprint": data.fingerprint, "environment": environment()},
@@ -76,7 +78,9 @@ class Run(Context):
         return {"members": len(chosen), "path": str(self.dir.sweep)}
 
     def score(self) -> dict[str, Any]:
-        """Reduce the sweep to memorization scores, or read published ones."""
+        """Reduce the sweep to memorization scores, or read published ones; train what other scores need."""
+        if "proxies" in needs_of(self.recipe):
+            difficulty.train_proxies(self)
         if not self.needs_sweep:
             return {"memorization": None}
         published = self.recipe.sweep.scores
@@ -126,15 +130,17 @@ class Run(Context):
         mean = float(scores.score_N[np.isfinite(scores.score_N)].mean())
         return _columns(scores), {"published": Path(path).name, "mean": mean}
 
+    def scores(self) -> dict[str, Any]:
+        """Compute every score, and how they agree; see ``difficulty.summarize_scores``."""
+        return difficulty.summarize_scores(self)
+
     def export(self, path: str | Path) -> None:
-        """Write the scores as npz, Parquet or CSV.
+        """Write all scores that there are as npz, Parquet or CSV.
 
         Raises:
-            UsageError: the recipe needs none, so there are none; or another ending.
+            UsageError: another ending.
         """
-        if not self.needs_sweep:
-            raise UsageError("export: this recipe reads no memorization scores, so there are none")
-        write_scores(path, read_npz(self.dir.memorization))
+        write_scores(path, difficulty.existing_columns(self))
 
     def refine(self) -> dict[str, Any]:
         """Choose the forget set and refine it into groups."""
@@ -155,12 +161,20 @@ class Run(Context):
         train_members(self.engine, self.oracle_population, range(self.recipe.evaluate.oracles), "oracles")
         return {"oracles": self.recipe.evaluate.oracles, "path": str(self.dir.oracles)}
 
+    def search(self, config: SearchConfig | None = None) -> dict[str, Any]:
+        """Search for the plan that surrogates of the forget set are unlearned best with."""
+        asked = config or self.recipe.search
+        names = [group.name for group in self.groups()]
+        return search(self, standard_families(names, asked.algorithms), asked)
+
     def unlearn(self) -> dict[str, Any]:
         """Run every plan from every original.
 
         Raises:
             DivergedError: names the plans that diverged; the others are done.
         """
+        if any(plan.steps == AUTO for plan in self.recipe.plans):
+            self.search()
         diverged = []
         for plan in self.recipe.plans:
             population, seeds = self.plan_population(plan), range(self.recipe.evaluate.seeds)
@@ -168,6 +182,7 @@ class Run(Context):
                 train_members(self.engine, population, seeds, f"plan {plan.name}")
             except DivergedError:
                 diverged.append(plan.name)
+            population.discard_checkpoints(seeds)  # that killed workers left
         if diverged:
             raise DivergedError(
                 f"plans {', '.join(diverged)} diverged, the others are done; "
@@ -217,6 +232,7 @@ def run(
     workers: int | None = None,
     engine: Engine | None = None,
     export: str | Path | None = None,
+    all_scores: bool = False,
 ) -> dict[str, Any]:
     """Run the stages in order up to ``until``, doing what ``out`` lacks; returns each stage's result.
 
@@ -225,6 +241,7 @@ def run(
     Args:
         engine: where members are trained, not entered yet; None: ``workers`` processes on this machine.
         export: file to write the scores to, as :func:`write_scores` does, once they are there.
+        all_scores: compute every score after the stage ``score``, with the result ``scores``.
 
     Raises:
         RumfastError: see ``rumfast.errors``; finished work is kept.
@@ -234,8 +251,11 @@ def run(
         check_ending(export)
     with LocalEngine(workers, device) if engine is None else engine as entered:
         conductor = Run(recipe, out, entered, device)
+        conductor.all_scores = all_scores
         for name, stage in STAGES.items():
             results[name] = stage(conductor)
+            if name == "score" and all_scores:
+                results["scores"] = conductor.scores()
             if name == "score" and export is not None:
                 conductor.export(export)
             if name == until:
@@ -259,6 +279,7 @@ def _comparable(recipe: Recipe) -> Recipe:
             "name": "",
             "plans": (),
             "evaluate": type(recipe.evaluate)(),
+            "search": type(recipe.search)(),
             "sweep": recipe.sweep.model_copy(update={"members": 1}),
         }
     )

@@ -54,7 +54,7 @@ def memorization_histogram(score_N: Any, forget_mask_N: Any, flipped_mask_N: Any
             raise UsageError(f"{name} mask: got shape {mask_N.shape}, expected the scores' {score_N.shape}")
     known_N = np.isfinite(score_N)
     with mpl.rc_context(STYLE):
-        figure, ax = _axes(3.1, "Memorization over the training set")
+        figure, ax = titled_axes(3.1, "Memorization over the training set")
         _draw_histograms(ax, {name: score_N[mask_N & known_N] for name, mask_N in masks.items()})
         unknown = int((~known_N).sum())
         note = f"; {unknown:,} without an estimate left out" if unknown else ""
@@ -76,7 +76,7 @@ def metric_bars(
     """
     limits = band_range(band)
     with mpl.rc_context(STYLE):
-        figure, ax = _axes(0.95 + 0.27 * max(len(rows), 2), title)
+        figure, ax = titled_axes(0.95 + 0.27 * max(len(rows), 2), title)
         if limits:
             ax.axvspan(*limits, color=PALETTE["band"], linewidth=1.2, gid="band")
         said = []
@@ -85,7 +85,7 @@ def metric_bars(
             _draw_row(ax, y, row, metric, place)
             value = metric_text(metric, metric_estimate(row, metric).mean)
             said.append(f"{row['name']} {value}" + (f" ({place} the band)" if place else ""))
-        ax.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows], color=PALETTE["ink"])
+        ax.set_yticks(range(len(rows)), [short_name(row["name"]) for row in rows], color=PALETTE["ink"])
         ax.set_ylim(max(len(rows), 2) - 0.4, -0.6)
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x", color=PALETTE["rule"], linewidth=0.6)
@@ -112,12 +112,12 @@ def cost_scatter(rows: Sequence[Mapping[str, Any]], band: Mapping[str, Any] | No
             points.append((row, cost, tow))
     limits = band_range(band)
     with mpl.rc_context(STYLE):
-        figure, ax = _axes(3.1, "ToW against cost")
+        figure, ax = titled_axes(3.1, "ToW against cost")
         if limits:
             ax.axhspan(*limits, color=PALETTE["band"], linewidth=1.2, gid="band")
         ax.axvline(1.0, color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
         for index, (row, cost, tow) in enumerate(points):
-            style = _dot_style(standing(row, "tow", band))
+            style = dot_style(standing(row, "tow", band))
             if interval := metric_estimate(row, "tow").interval:
                 ax.plot([cost, cost], interval, color=style["color"], linewidth=1.1)
             ax.plot([cost], [tow], **style, gid=f"point-{index}")
@@ -126,12 +126,12 @@ def cost_scatter(rows: Sequence[Mapping[str, Any]], band: Mapping[str, Any] | No
         ax.set_xlabel("cost, share of retraining (dashed: retraining itself)")
         ax.set_ylabel("ToW")
         ax.grid(color=PALETTE["rule"], linewidth=0.6)
-        _label_points(figure, ax, [(_short(row["name"]), cost, tow) for row, cost, tow in points])
+        _label_points(figure, ax, [(short_name(row["name"]), cost, tow) for row, cost, tow in points])
         said = "; ".join(f"{row['name']} {tow:.3f} at {cost_text(cost)}" for row, cost, tow in points)
         return to_svg(figure, f"ToW against cost as a share of retraining: {said}.")
 
 
-def _axes(height: float, title: str) -> tuple[Figure, Axes]:
+def titled_axes(height: float, title: str) -> tuple[Figure, Axes]:
     """A figure of the common width (height in inches) with one titled axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.patch.set_visible(False)
@@ -180,7 +180,7 @@ def _draw_row(ax: Axes, y: int, row: Mapping[str, Any], metric: str, place: str 
             color=PALETTE["muted"],
         )
         return
-    style = _dot_style(place)
+    style = dot_style(place)
     if value.interval:
         ax.plot(value.interval, [y, y], color=style["color"], linewidth=1.4, solid_capstyle="butt")
     entry = row["metrics"][metric]
@@ -191,7 +191,7 @@ def _draw_row(ax: Axes, y: int, row: Mapping[str, Any], metric: str, place: str 
     ax.plot([value.mean], [y], **style, gid=f"plan-{y}", clip_on=False)
 
 
-def _dot_style(place: str | None) -> dict[str, Any]:
+def dot_style(place: str | None) -> dict[str, Any]:
     """Marker of a mean: in the band, outside it, or not judged."""
     if place is None:
         return {"marker": "o", "markersize": 6, "color": PALETTE["muted"], "linestyle": ""}
@@ -248,7 +248,7 @@ def _label_points(figure: Figure, ax: Axes, points: Sequence[tuple[str, float, f
                 break
 
 
-def _short(name: Any) -> str:
+def short_name(name: Any) -> str:
     """A plan's name on one line of at most LABEL characters."""
     flat = " ".join(str(name).split())
     return flat if len(flat) <= LABEL else flat[: LABEL - 1] + "…"

@@ -93,6 +93,7 @@ def _comparison(result: Mapping[str, Any]) -> Rows:
     forget = result.get("forget") or {}
     return [
         ("request", _value(forget.get("request"))),
+        ("requests before it", _value([_request(one) for one in forget.get("earlier") or []])),
         ("forget set", count_text(forget.get("size"))),
         ("flipped labels in it", count_text(forget.get("flipped"))),
         ("entanglement with the retain set", _decimals(forget.get("entanglement"), 1)),
@@ -104,6 +105,10 @@ def _comparison(result: Mapping[str, Any]) -> Rows:
         ("budget per plan, examples", count_text(result.get("budget_examples"))),
         ("retain data of a step", _value(result.get("retain_mode"))),
     ]
+
+
+def _request(earlier: Mapping[str, Any]) -> str:
+    return f"{earlier['request'] or 'not recorded'} ({count_text(earlier['size'])})"
 
 
 def _value(value: Any) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rumfast.errors import DataError, UsageError
-from rumfast.kernels.moments import merge, moments
+from rumfast.kernels.moments import Moments, merge, moments
 
 
 def entanglement_score(
@@ -39,9 +39,16 @@ def entanglement_score(
             f"entanglement: two non-empty sets of one width expected, got {tuple(retain_RD.shape)} "
             f"and {tuple(forget_FD.shape)}"
         )
-    retain, forget = moments(retain_RD), moments(forget_FD)
+    return entanglement_of(moments(retain_RD), moments(forget_FD), center)
+
+
+def entanglement_of(
+    retain: Moments, forget: Moments, center: Literal["pooled", "midpoint"] = "pooled"
+) -> float:
+    """:func:`entanglement_score` of two sets whose moments are known, each as one group."""
     both = merge(retain, forget)
     mean_2D = torch.cat([retain.mean_GD, forget.mean_GD.to(both.mean_GD)])
     centre_1D = both.mean_GD if center == "pooled" else mean_2D.mean(0, keepdim=True)
     within = sum(float(part.scatter_G / part.count_G) for part in (retain, forget))
-    return float(within / (mean_2D - centre_1D).square().sum(1).mean())
+    between = float((mean_2D - centre_1D).square().sum(1).mean())
+    return within / between if between else float("inf")

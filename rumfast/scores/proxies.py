@@ -28,6 +28,15 @@ class ProxyScores(NamedTuple):
     negative_entropy_N: np.ndarray
     binary_accuracy_N: np.ndarray
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """The scores by their names in ``SCORES``, where entropy is −Σ_c p_c log p_c and so rises."""
+        return {
+            "confidence": self.confidence_N,
+            "max_confidence": self.max_confidence_N,
+            "entropy": 0.0 - self.negative_entropy_N,
+            "binary_accuracy": self.binary_accuracy_N,
+        }
+
 
 class ProxyTotals:
     """Adds up the proxies of N examples while a model trains, from the forward passes it makes anyway.

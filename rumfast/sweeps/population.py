@@ -1,8 +1,10 @@
 """A population's folder: its spec, and the members that are complete."""
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,28 @@ from torch import Tensor
 
 from rumfast.config import explain
 from rumfast.errors import DataError, StorageError
-from rumfast.store import commit_folder, read_json, read_npz, require_same, write_json, write_npz
+from rumfast.store import (
+    commit_folder,
+    read_json,
+    read_npz,
+    require_same,
+    write_bytes,
+    write_json,
+    write_npz,
+)
 from rumfast.sweeps.records import MemberRecord, load_record, save_record
 from rumfast.sweeps.spec import PopulationSpec
+
+RECORDS = {"subsets": ".npz", "trials": ".json"}  # ending of a member's file, of kinds that keep no model
 
 
 class Population:
     """One folder with ``spec.json``, a file or folder per complete member, and the workers' journals.
 
-    Members of kind ``subsets`` are records (``members/000123.npz``); all others keep the model:
-    ``000/`` with ``model.safetensors``, ``outputs.npz`` (logits) and ``metrics.json``.
+    Members of kind ``subsets`` are records (``members/000123.npz``), and ``trials`` too
+    (``members/000123.json``); all others keep the model: ``000/`` with ``model.safetensors``, ``outputs.npz``
+    (logits) and ``metrics.json``. Originals have ``proxies.npz`` (scores from their training) besides, and
+    ``proxies`` members that and ``metrics.json`` alone.
     """
 
     def __init__(self, root: Path, spec: PopulationSpec) -> None:
@@ -41,9 +55,10 @@ class Population:
         root = Path(root)
         if (root / "spec.json").exists():
             stored = cls.open(root).spec
-            moved = stored.model_copy(update={"data": spec.data if _same_data(stored, spec) else stored.data})
+            data = spec.data if _same_data(stored, spec) else stored.data
+            moved = stored.model_copy(update={"data": data, "requests": spec.requests})
             require_same(root, spec, moved)
-            if stored != moved:  # workers read where the data is from here
+            if stored != moved:  # workers read where the data is from here, later requests what was deleted
                 write_json(root / "spec.json", spec.model_dump(mode="json"))
             return cls(root, spec)
         write_json(root / "spec.json", spec.model_dump(mode="json"), replace=False)
@@ -64,8 +79,8 @@ class Population:
 
     def member(self, index: int) -> Path:
         """Path of member ``index``; it exists exactly when the member is complete."""
-        if self.spec.kind == "subsets":
-            return self.root / "members" / f"{index:06d}.npz"
+        if self.spec.kind in RECORDS:
+            return self.root / "members" / f"{index:06d}{RECORDS[self.spec.kind]}"
         return self.root / f"{index:03d}"
 
     def done(self, indices: Iterable[int]) -> list[int]:
@@ -78,10 +93,10 @@ class Population:
         return self.member(index).exists()
 
     def _complete(self) -> set[int]:
-        folder = self.root / "members" if self.spec.kind == "subsets" else self.root
+        folder = self.root / "members" if self.spec.kind in RECORDS else self.root
         try:
             with os.scandir(folder) as entries:
-                names = [entry.name.removesuffix(".npz") for entry in entries]
+                names = [entry.name.removesuffix(RECORDS.get(self.spec.kind, "")) for entry in entries]
         except FileNotFoundError:
             return set()
         except OSError as error:
@@ -106,6 +121,14 @@ class Population:
             )
         return record
 
+    def save_trial(self, index: int, outcome: dict[str, Any]) -> bool:
+        """Commit a trial; False where another worker has committed the same before."""
+        return write_json(self.member(index), outcome, replace=False)
+
+    def trial(self, index: int) -> dict[str, Any]:
+        """Read a trial: ``scores`` by name, None where it diverged, and ``examples``."""
+        return read_json(self.member(index))
+
     def save_model(
         self,
         index: int,
@@ -113,13 +136,28 @@ class Population:
         train_NC: np.ndarray,
         test_NC: np.ndarray,
         metrics: dict[str, object],
+        proxies: Mapping[str, np.ndarray] | None = None,
     ) -> bool:
-        """Commit a model with its logits on all examples; False where another worker has committed it."""
+        """Commit a model with its logits on all examples; False where another worker has committed it.
+
+        Args:
+            proxies: scores [N] by name, from its training.
+        """
 
         def fill(folder: Path) -> None:
-            weights = {name: tensor.contiguous() for name, tensor in state.items()}
-            (folder / "model.safetensors").write_bytes(save(weights, {"sha256": _digest(weights)}))
+            _write_weights(folder / "model.safetensors", state)
             write_npz(folder / "outputs.npz", {"train": train_NC, "test": test_NC})
+            write_json(folder / "metrics.json", metrics)
+            if proxies is not None:
+                write_npz(folder / "proxies.npz", proxies)
+
+        return commit_folder(self.member(index), fill)
+
+    def save_proxies(self, index: int, proxies: Mapping[str, np.ndarray], metrics: dict[str, object]) -> bool:
+        """Commit scores [N] by name without a model; False where another worker has committed them."""
+
+        def fill(folder: Path) -> None:
+            write_npz(folder / "proxies.npz", proxies)
             write_json(folder / "metrics.json", metrics)
 
         return commit_folder(self.member(index), fill)
@@ -130,20 +168,50 @@ class Population:
         Raises:
             DataError: missing or damaged.
         """
-        path = self.member(index) / "model.safetensors"
         try:
-            with safe_open(path, "pt") as file:
-                stored = file.metadata() or {}
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: cannot read weights: {error}; {self._advice(index)}") from None
-        if stored.get("sha256") != _digest(weights):
-            raise DataError(f"{path}: damaged: other weights than were stored; {self._advice(index)}")
-        return weights
+            return _read_weights(self.member(index) / "model.safetensors")[0]
+        except DataError as error:
+            raise DataError(f"{error}; {self._advice(index)}") from None
+
+    def _checkpoint(self, index: int) -> Path:
+        return self.root / f"{index:03d}.step.safetensors"
+
+    def save_checkpoint(self, index: int, state: dict[str, Tensor], done: list[dict[str, Any]]) -> None:
+        """Keep model ``index`` between two steps of its plan; ``done`` tells of the steps before."""
+        if not self.has(index):  # by another worker: nothing would remove the file then
+            note = json.dumps({"spec": self._identity(), "done": done})
+            write_bytes(self._checkpoint(index), lambda file: _write_weights(file, state, note), replace=True)
+
+    def checkpoint(self, index: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
+        """What :func:`save_checkpoint` kept last; None where nothing is, or it is damaged or another plan's.
+
+        To do without costs time, and changes nothing.
+        """
+        try:
+            weights, text = _read_weights(self._checkpoint(index))
+        except DataError:
+            return None
+        note = json.loads(text)
+        return (weights, note["done"]) if note["spec"] == self._identity() else None
+
+    def _identity(self) -> str:
+        spec = self.spec.model_copy(update={"requests": ()})
+        located = spec.model_dump_json(exclude={"data": {"location"}})
+        return hashlib.sha256(located.encode()).hexdigest()
+
+    def discard_checkpoints(self, indices: Iterable[int]) -> None:
+        """Delete the checkpoints of those of ``indices`` that are complete."""
+        for index in self.done(indices):
+            with suppress(OSError):  # another worker has, just now
+                self._checkpoint(index).unlink(missing_ok=True)
 
     def outputs(self, index: int) -> dict[str, np.ndarray]:
         """Logits of model ``index``: ``train`` [N, C] and ``test`` [N, C]."""
         return self._read(read_npz, index, "outputs.npz")
+
+    def proxies(self, index: int) -> dict[str, np.ndarray]:
+        """Scores [N] by name from the training of member ``index``, an original's or of kind ``proxies``."""
+        return self._read(read_npz, index, "proxies.npz")
 
     def metrics(self, index: int) -> dict[str, Any]:
         """What training model ``index`` took: examples, wall_s, loss, steps."""
@@ -164,9 +232,30 @@ def _same_data(one: PopulationSpec, other: PopulationSpec) -> bool:
     return one.data == other.data.model_copy(update={"location": one.data.location})
 
 
-def _digest(weights: dict[str, Tensor]) -> str:
-    """SHA-256 of a model's weights, since safetensors files have no checksum."""
-    digest = hashlib.sha256()
+def _write_weights(path: Path, state: dict[str, Tensor], note: str = "") -> None:
+    weights = {name: tensor.contiguous() for name, tensor in state.items()}
+    metadata = {"sha256": _digest(weights, note)}
+    if note:  # not in models: safetensors writes two entries in any order, and their bytes must not vary
+        metadata["note"] = note
+    path.write_bytes(save(weights, metadata))
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    try:
+        with safe_open(path, "pt") as file:
+            stored = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot read weights: {error}") from None
+    note = stored.get("note", "")
+    if stored.get("sha256") != _digest(weights, note):
+        raise DataError(f"{path}: damaged: other weights than were stored")
+    return weights, note
+
+
+def _digest(weights: dict[str, Tensor], note: str) -> str:
+    """SHA-256 of a note and a model's weights, since safetensors files have no checksum."""
+    digest = hashlib.sha256(note.encode())
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -10,7 +10,8 @@ from rumfast.data import Dataset, load_dataset
 from rumfast.errors import MismatchError, UsageError
 from rumfast.runtime import derive_seed
 
-Kind = Literal["subsets", "original", "oracle", "unlearned"]
+Kind = Literal["subsets", "original", "oracle", "unlearned", "trials", "proxies"]
+HOLDOUTS = 10  # parts of the pool, of which a ``proxies`` member holds out one
 
 
 class DataRef(Strict):
@@ -64,12 +65,42 @@ class GroupSpec(Strict):
     ids: tuple[int, ...]
 
 
+class RequestSpec(Strict):
+    """A deletion request, as recorded in the models it led to."""
+
+    request: str | None  # as asked; None in records of before 0.4, which tell the ids alone
+    size: int
+    sha256: str  # of the ids, see ``ids_digest``
+    plan: str | None
+    path: str  # folder of the unlearned models, relative to the one this is recorded in
+
+
+class CandidateSpec(Strict):
+    """A plan to try, and how it refines the forget set."""
+
+    steps: str
+    refine: str
+    retain: Retain
+
+
+class SurrogateSpec(Strict):
+    """A forget set to try plans on: its groups, by refinement."""
+
+    groups: dict[str, tuple[GroupSpec, ...]]
+
+
 class PopulationSpec(Strict):
     """A population of models.
 
     ``subsets`` members are trained on random subsets of the pool, ``original`` ones on the pool, ``oracle``
     ones on the pool without ``forget``; ``unlearned`` member i is original i after the plan. The pool is the
     training set without ``excluded``, the ids that earlier requests deleted.
+
+    ``proxies`` members are trained on the pool without a tenth, on which they are then trained further; they
+    keep scores of the training examples and no model.
+
+    ``trials`` keep no model: member i is what became of candidate i // pairs on pair i % pairs, where pair p
+    is surrogate p % S, unlearned from original p // S.
     """
 
     kind: Kind
@@ -88,6 +119,11 @@ class PopulationSpec(Strict):
     retain: Retain = "remaining"
     budget: int | None = None  # examples
     parent: str | None = None  # folder of the originals, relative to the population's own
+    requests: tuple[RequestSpec, ...] = ()  # of unlearned models: all that they met, theirs last
+    candidates: tuple[CandidateSpec, ...] = ()
+    surrogates: tuple[SurrogateSpec, ...] = ()
+    pairs: int = 0
+    mia_examples: int = 0  # most that the attack on a trial's model is fitted on
 
     @model_validator(mode="after")
     def _pairs_are_halves(self) -> "PopulationSpec":
@@ -119,6 +155,17 @@ class PopulationSpec(Strict):
         size = int(round(self.include * len(pool), 9))  # 0.7 · 90 is 62.99…
         chosen = np.sort(draw.choice(pool, size, replace=False))
         return np.setdiff1d(pool, chosen) if self.design == "pairs" and index % 2 else chosen
+
+    def holdout(self, index: int, examples: int) -> np.ndarray:
+        """Sorted ids of the tenth of the pool that ``proxies`` member ``index`` is not trained on at first.
+
+        Members 10k … 10k + 9 hold out tenths that do not overlap. Depends on the seed, the index and the pool
+        alone.
+        """
+        pool = self.pool(examples)
+        seed = derive_seed("holdout", self.seed, index // HOLDOUTS)
+        shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(pool)
+        return np.sort(shuffled[index % HOLDOUTS :: HOLDOUTS])
 
     def member_seed(self, index: int) -> int:
         """Seed of member ``index``'s weights, order and relabelling."""

@@ -23,15 +23,17 @@ import torch
 from rumfast.data import Dataset
 from rumfast.errors import DataError, DivergedError, MismatchError, RumfastError, StorageError
 from rumfast.inference import predict
-from rumfast.plans import bind, parse_plan, run_plan, spread_budget
+from rumfast.plans import StepRecord, Unlearned, bind, parse_plan, run_plan, spread_budget
 from rumfast.refinement import Group
 from rumfast.runtime import pick_device, pick_precision
-from rumfast.scores.proxies import TrainingEvents
+from rumfast.scores.proxies import ProxyTotals, TrainingEvents
 from rumfast.sweeps.journal import Journal
 from rumfast.sweeps.population import Population
+from rumfast.sweeps.proxy_models import Timed, train_proxies
 from rumfast.sweeps.records import MemberRecord
 from rumfast.sweeps.sharing import with_shared_images
 from rumfast.sweeps.spec import DataRef, PopulationSpec
+from rumfast.sweeps.trials import run_trial
 from rumfast.training import Learner
 
 FOLLOW_S = 1.0  # seconds between two looks at whether the engine is alive
@@ -81,6 +83,10 @@ class Worker:
             record = train_record(learner, spec, index, data)
             committed = commit(population, record, exact=learner.device.type == "cpu")
             return committed, "diverged" if record.diverged else "done"
+        if spec.kind == "proxies":
+            return train_proxies(learner, population, index, data), "done"
+        if spec.kind == "trials":
+            return run_trial(learner, population, index, data), "done"
         return train_model(learner, population, index, data), "done"
 
     def _dataset(self, ref: DataRef, images: str | None = None) -> Dataset:
@@ -156,33 +162,82 @@ def _stored(margin: torch.Tensor, dtype: type) -> np.ndarray:
 
 def train_model(learner: Learner, population: Population, index: int, data: Dataset) -> bool:
     """Train, or unlearn, one model and commit it with its logits; False where another worker has before."""
-    spec, started, before = population.spec, time.perf_counter(), learner.examples
-    metrics: dict[str, object] = {}
+    spec, proxies = population.spec, None
+    metrics: dict[str, object]
     if spec.kind == "unlearned":
-        metrics["steps"] = unlearn_model(learner, population, index, data)
+        result = unlearn_model(learner, population, index, data)
+        metrics = {
+            "steps": result.steps,
+            "records": [record._asdict() for record in result.records],
+            "budget": spec.budget,
+            "examples": result.examples,
+            "wall_s": result.wall_s,
+        }
     else:
-        ids = spec.pool(len(data)) if spec.kind == "original" else spec.retained(len(data))
-        learner.fit(torch.as_tensor(ids, device=learner.device), spec.member_seed(index))
-    metrics |= {"examples": learner.examples - before, "wall_s": time.perf_counter() - started}
+        metrics, proxies = fit_reference(learner, spec, index)
     predictions = predict(learner.model, data)
-    state = {name: tensor.cpu() for name, tensor in learner.model.state_dict().items()}
-    return population.save_model(index, state, predictions.train_NC, predictions.test_NC, metrics)
+    committed = population.save_model(
+        index, _weights(learner), predictions.train_NC, predictions.test_NC, metrics, proxies
+    )
+    population.discard_checkpoints([index])
+    return committed
 
 
-def unlearn_model(learner: Learner, population: Population, index: int, data: Dataset) -> list[str]:
-    """Run the population's plan on original ``index``, in place; returns the steps as run."""
+def fit_reference(
+    learner: Learner, spec: PopulationSpec, index: int
+) -> tuple[dict[str, object], dict[str, np.ndarray] | None]:
+    """Train an original or an oracle; returns what it took, and an original's proxies.
+
+    An original's forward passes are observed, which takes ``observe_s`` of its ``wall_s``.
+    """
+    started, before, n = time.perf_counter(), learner.examples, len(learner.loader)
+    if spec.kind != "original":
+        learner.fit(torch.as_tensor(spec.retained(n), device=learner.device), spec.member_seed(index))
+        return {"examples": learner.examples - before, "wall_s": time.perf_counter() - started}, None
+    totals = ProxyTotals(n)
+    observe = Timed(totals.add)
+    learner.fit(torch.as_tensor(spec.pool(n), device=learner.device), spec.member_seed(index), observe)
+    proxies = totals.scores().columns()
+    metrics: dict[str, object] = {
+        "examples": learner.examples - before,
+        "wall_s": time.perf_counter() - started,
+        "observe_s": observe.seconds,
+    }
+    return metrics, proxies
+
+
+def _weights(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: tensor.cpu() for name, tensor in learner.model.state_dict().items()}
+
+
+def unlearn_model(learner: Learner, population: Population, index: int, data: Dataset) -> Unlearned:
+    """Run the population's plan on original ``index``, in place, from the last checkpoint if there is one."""
     spec = population.spec
     if spec.parent is None or spec.plan is None:
         raise DataError(f"{population.root}: an unlearned population needs a parent and a plan")
-    parent = Population.open(population.root / spec.parent)
-    learner.model.load_state_dict(parent.state(index))
     groups = [Group(group.name, np.array(group.ids, np.int64)) for group in spec.groups]
     retain = spec.retained(len(data))
     bound = bind(parse_plan(spec.plan), groups)
     if spec.budget is not None:
-        bound = spread_budget(bound, retain, spec.retain, spec.budget, spec.train.batch_size)
-    result = run_plan(learner, bound, retain, mode=spec.retain, seed=spec.member_seed(index))
-    return list(result.steps)
+        bound = spread_budget(bound, retain, spec.retain, spec.budget, spec.train)
+    kept = population.checkpoint(index)
+    state, stored = kept or (Population.open(population.root / spec.parent).state(index), [])
+    learner.model.load_state_dict(state)
+
+    def keep(records: Sequence[StepRecord]) -> None:
+        if records[-1].examples:  # to repeat a step that trains nothing costs less than a file
+            done = [record._asdict() for record in records]
+            population.save_checkpoint(index, _weights(learner), done)
+
+    return run_plan(
+        learner,
+        bound,
+        retain,
+        mode=spec.retain,
+        seed=spec.member_seed(index),
+        done=[StepRecord(**record) for record in stored],
+        after_step=keep,
+    )
 
 
 @cache

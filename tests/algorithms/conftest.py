@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from rumfast import Split, train
+from rumfast.training import Learner
 
 
 @pytest.fixture(scope="package")
@@ -22,3 +23,11 @@ def split():
     """40 examples to forget, 230 to keep, and 30 in neither, as after an earlier request."""
     ids = np.random.default_rng(0).permutation(300)
     return Split(np.sort(ids[:40]), np.sort(ids[40:270]))
+
+
+@pytest.fixture
+def learner(digits, recipe, original):
+    """Holds a copy of the original."""
+    learner = Learner(digits, recipe, "cpu")
+    learner.model.load_state_dict(original.state_dict())
+    return learner

@@ -7,29 +7,39 @@ import numpy as np
 import pytest
 import torch
 
-from rumfast import rum
-from rumfast.algorithms import ALGORITHMS, SgdConfig
+from rumfast import Split, rum
+from rumfast.algorithms import ALGORITHMS, GRID, SgdConfig
 from rumfast.data import Dataset
+from rumfast.errors import DivergedError
 from rumfast.plans import parse_plan
 from rumfast.refinement import Group
 
 EPOCHS = 2.5
+UNSEEDED = {"none", "ssd"}  # nothing in them is drawn
+RETAIN_BLIND = {"none", "neggrad"}
+TWO_STREAMS = {"neggrad_plus", "scrub"}  # each of them ends with a whole batch
+SETTINGS = {
+    "influence": "influence(samples=100)",  # fewer than there are, so that some are drawn
+    "ssd": "ssd(alpha=1.5)",  # of few examples none matters ten times as much as the others
+}
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
 
 def plan_of(name):
-    return f"{name}(epochs={EPOCHS})" if issubclass(ALGORITHMS[name].config, SgdConfig) else name
+    if issubclass(ALGORITHMS[name].config, SgdConfig):
+        return f"{name}(epochs={EPOCHS})"
+    return SETTINGS.get(name, name)
 
 
 @pytest.fixture
 def unlearn(digits, recipe, original, split):
-    def run(name, data=digits, seed=0, forget=split.forget, **options):
+    def run(name, data=digits, seed=0, forget=split.forget, retain=split.retain, plan=None, **options):
         return rum(
             original,
             data,
-            split,
+            Split(np.sort(forget), retain),
             (Group("all", forget),),
-            plan_of(name),
+            plan or plan_of(name),
             recipe,
             seed=seed,
             device="cpu",
@@ -81,7 +91,7 @@ def test_the_seed_decides(name, unlearn, original):
     first = state(unlearn(name, seed=3).model)
     torch.manual_seed(1)
     assert same(first, state(unlearn(name, seed=3).model))
-    assert same(first, state(unlearn(name, seed=4).model)) == (name == "none")
+    assert same(first, state(unlearn(name, seed=4).model)) == (name in UNSEEDED)
     assert same(first, state(original)) == (name == "none")
 
 
@@ -90,11 +100,11 @@ def test_examples_that_are_neither_forgotten_nor_retained_cannot_be_noticed(name
     outside = np.setdiff1d(np.arange(300), np.concatenate([split.forget, split.retain]))
     base = state(unlearn(name).model)
     assert len(outside) == 30 and same(base, state(unlearn(name, data=altered(digits, outside)).model))
-    if name != "none":
-        assert not same(base, state(unlearn(name, data=altered(digits, split.retain[:5])).model))
+    noticed = not same(base, state(unlearn(name, data=altered(digits, split.retain[:5])).model))
+    assert noticed == (name not in RETAIN_BLIND)
 
 
-@pytest.mark.parametrize("name", ["retrain", "finetune"])
+@pytest.mark.parametrize("name", ["retrain", "finetune", "l1_sparse", "cfk", "euk"])
 def test_what_trains_on_the_retain_set_alone_never_sees_the_forget_set(name, unlearn, digits, split):
     base = state(unlearn(name).model)
     assert same(base, state(unlearn(name, data=altered(digits, split.forget)).model))
@@ -113,11 +123,13 @@ def altered(data, ids):
 
 @every_algorithm
 def test_the_declared_cost_is_what_it_takes(name, unlearn, recipe, split):
-    for forget in (split.forget, split.forget[:7], np.concatenate([split.forget, np.arange(0)])):
-        per_epoch, once = ALGORITHMS[name].cost(len(forget), len(split.retain), recipe.batch_size)
-        declared = recipe.epochs * len(split.retain) if name == "retrain" else EPOCHS * per_epoch + once
+    for forget in (split.forget, split.forget[:7], split.forget[:1]):
+        config = parse_plan(plan_of(name))[0].config
+        per_epoch, once = ALGORITHMS[name].cost(len(forget), len(split.retain), recipe.batch_size, config)
+        epochs = config.epochs if isinstance(config, SgdConfig) else recipe.epochs
+        declared = epochs * per_epoch + once
         taken = unlearn(name, forget=forget).examples
-        batches = 2 if name == "neggrad_plus" else 1
+        batches = 2 if name in TWO_STREAMS else 1
         assert declared <= taken + 1 and taken - declared <= batches * recipe.batch_size, (declared, taken)
 
 
@@ -131,6 +143,70 @@ def test_defaults_are_valid_and_sources_are_given(name):
 def test_results_do_not_depend_on_the_order_ids_are_given_in(name, unlearn, split):
     shuffled = np.random.default_rng(1).permutation(split.forget)
     assert same(state(unlearn(name).model), state(unlearn(name, forget=shuffled).model))
+
+
+def whole_class(digits, split):
+    chosen = np.flatnonzero(digits.train.label_N == 3)
+    return chosen, np.setdiff1d(np.arange(len(digits)), chosen)
+
+
+@every_algorithm
+@pytest.mark.parametrize(
+    "sets",
+    [
+        whole_class,
+        lambda digits, split: (split.forget[:1], split.retain),
+        lambda digits, split: (split.retain, split.forget),
+        lambda digits, split: (split.forget, split.retain[:1]),
+    ],
+    ids=["a class", "one example", "more than is kept", "one kept"],
+)
+def test_forget_sets_of_any_shape(name, sets, unlearn, digits, split, original):
+    forget, retain = sets(digits, split)
+    result = unlearn(name, forget=forget, retain=retain)
+    assert all(tensor.isfinite().all() for tensor in result.model.state_dict().values())
+    impossible = name == "ssd" and len(forget) + len(retain) <= 1.5 * len(forget)  # see its docstring
+    assert same(state(result.model), state(original)) == (name == "none" or impossible)
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if hasattr(ALGORITHMS[name].config(), "lr")])
+def test_a_rate_that_is_too_large_is_named(name, unlearn):
+    with pytest.raises(DivergedError, match="lower lr"):
+        unlearn(name, plan=f"{name}(lr=1e30, epochs=2)")
+
+
+def test_an_influence_step_that_is_too_large_is_named(unlearn):
+    with pytest.raises(DivergedError, match="lower alpha or raise dampening"):
+        unlearn("influence", plan="influence(alpha=1e300)")
+
+
+@every_algorithm
+def test_a_share_of_the_epochs_costs_that_share(name):
+    algorithm = ALGORITHMS[name]
+    if not issubclass(algorithm.config, SgdConfig):
+        assert not hasattr(algorithm.config(), "epochs")  # what no budget scales has none
+        return
+    whole, part = algorithm.config(), algorithm.config().scaled(0.3)
+    (per_epoch, once), (per_part, same_once) = (
+        algorithm.cost(40, 230, 64, config) for config in (whole, part)
+    )
+    assert once == same_once and per_part * part.epochs == pytest.approx(0.3 * per_epoch * whole.epochs)
+
+
+def test_the_grid_of_every_algorithm_parses():
+    assert list(GRID) == [name for name in ALGORITHMS if name != "retrain"]  # which is the oracle itself
+    for name, settings in GRID.items():
+        configs = [parse_plan(f"{name}({arguments})")[0].config for arguments in settings]
+        assert len(set(map(str, configs))) == len(configs)
+        assert len(configs) == 1 if name == "none" else 3 <= len(configs) <= 5
+        assert not any("epochs" in arguments for arguments in settings)  # the budget says
+
+
+def test_only_those_with_something_to_say_leave_notes(unlearn, split):
+    for name in ALGORITHMS:
+        assert bool(unlearn(name).notes) == (name == "ssd")
+    (note,) = unlearn("ssd", plan="ssd(alpha=10)").notes
+    assert note.startswith("all: ssd dampened 0 of 5,214 weights, the model is the original")
 
 
 def test_retrain_equals_training_on_the_retain_set(unlearn, digits, recipe, split):

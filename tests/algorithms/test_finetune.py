@@ -1,19 +1,10 @@
-import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from rumfast.algorithms import ALGORITHMS, SgdConfig
 from rumfast.inference import predict
-from rumfast.training import Learner
 
 FINETUNE, NONE, RETRAIN = (ALGORITHMS[name] for name in ("finetune", "none", "retrain"))
-
-
-@pytest.fixture
-def learner(digits, recipe, original):
-    learner = Learner(digits, recipe, "cpu")
-    learner.model.load_state_dict(original.state_dict())
-    return learner
 
 
 def parameters(learner):

@@ -6,19 +6,36 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from rumfast.algorithms import ALGORITHMS, SgdConfig
-from rumfast.algorithms.neggrad import NegGradPlusConfig, _cycle
+from rumfast.algorithms.neggrad import NegGradConfig, NegGradPlusConfig, _cycle
 from rumfast.inference import predict
-from rumfast.training import Learner
 
-NEGGRAD_PLUS = ALGORITHMS["neggrad_plus"]
+NEGGRAD, NEGGRAD_PLUS = ALGORITHMS["neggrad"], ALGORITHMS["neggrad_plus"]
 RETAIN, FORGET = torch.arange(50), torch.arange(50, 80)  # one batch each
 
 
-@pytest.fixture
-def learner(digits, recipe, original):
-    learner = Learner(digits, recipe, "cpu")
-    learner.model.load_state_dict(original.state_dict())
-    return learner
+def test_neggrad_takes_finetunings_step_backwards_and_on_the_forget_set(learner, original):
+    weights = list(learner.model.parameters())
+    moved = []
+    for name, retain, forget in (("neggrad", RETAIN, FORGET), ("finetune", FORGET, RETAIN)):
+        learner.model.load_state_dict(original.state_dict())
+        config = ALGORITHMS[name].config(lr=0.01, epochs=1, weight_decay=0)
+        ALGORITHMS[name].run(learner, forget, retain, config, 0)
+        moved.append(
+            [new.detach() - old.detach() for new, old in zip(weights, original.parameters(), strict=True)]
+        )
+    for up, down in zip(*moved, strict=True):
+        assert down.abs().max() > 0
+        torch.testing.assert_close(up, -down, rtol=1e-3, atol=1e-7)
+
+
+def test_neggrad_climbs(learner, digits, original, split):
+    NEGGRAD.run(learner, torch.from_numpy(split.forget), RETAIN, NegGradConfig(lr=0.03, epochs=8), 0)
+    before, after = (
+        predict(model, digits).margins().loss[split.forget] for model in (original, learner.model)
+    )
+    assert after.mean() > before.mean() + 0.5
+    assert (NegGradConfig().lr, NegGradConfig().epochs) == (1e-4, 5)
+    assert learner.examples == 8 * 40 and NEGGRAD.cost(40, 230, 64, NegGradConfig()) == (40, 0)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.97, 1.0])

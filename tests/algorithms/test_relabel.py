@@ -11,13 +11,6 @@ RANDOM_LABEL, SALUN = ALGORITHMS["random_label"], ALGORITHMS["salun"]
 
 
 @pytest.fixture
-def learner(digits, recipe, original):
-    learner = Learner(digits, recipe, "cpu")
-    learner.model.load_state_dict(original.state_dict())
-    return learner
-
-
-@pytest.fixture
 def ids(split):
     return torch.from_numpy(split.forget), torch.from_numpy(split.retain)
 

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from rumfast.data import Split, check_ids, select_forget
+from rumfast.data import Split, check_ids, ids_digest, select_forget
 from rumfast.errors import DataError, RumfastError, UsageError
 
 LABELS = np.arange(20) % 4
+DIGEST_OF_1_3 = "8e8f6841378f772c40db2f07e876776d50c481ed7329ebcab75312e3b1fa7807"
 
 BAD_IDS = {
     "empty": ([], "found no ids"),
@@ -122,7 +123,7 @@ BAD_REQUESTS = [
     "memorization:high:21",
     "ids",
     "ids:",
-    "entanglement:high:5",
+    "entanglement:high",
     "mislabeled:3",
 ]
 
@@ -134,9 +135,38 @@ def test_requests_that_cannot_be_read(request_):
     assert "expected" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_entanglement_request_lists_the_accepted_forms():
-    with pytest.raises(UsageError, match="ids:FILE, class:K, random:SIZE, memorization"):
-        select_forget("entanglement:high:5", LABELS)
+def test_entanglement_requests_take_the_window_at_their_level():
+    asked = []
+
+    def window_of(level, size):
+        asked.append((level, size))
+        return np.array([7, 2, 11])[:size]
+
+    split = select_forget("entanglement:mid:3", LABELS, window_of=window_of)
+    assert split.forget.tolist() == [2, 7, 11] and len(split.retain) == 17 and asked == [("mid", 3)]
+    with pytest.raises(UsageError, match="entanglement:mid:3: needs embeddings"):
+        select_forget("entanglement:mid:3", LABELS)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ("entanglement:mixed:5", "level: found 'mixed', expected one of low, mid, high"),
+        ("entanglement:high:0", "found 0, expected 1..19"),
+        ("entanglement:high:20", "found 20, expected 1..19, the number of training examples but one"),
+        ("entanglement:high:few", "found 'few'"),
+        ("entanglement:high", "expected one of ids:FILE, .*entanglement:low|mid|high:SIZE"),
+    ],
+)
+def test_bad_entanglement_requests_are_refused_before_anything_is_measured(request_, message):
+    with pytest.raises(UsageError, match=message):
+        select_forget(request_, LABELS, window_of=lambda level, size: pytest.fail("measured"))
+
+
+def test_the_digest_of_ids_is_of_the_set():
+    digest = ids_digest(np.array([3, 1], np.int32))
+    # printf '\x01\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0' | sha256sum
+    assert digest == ids_digest([1, 3]) == DIGEST_OF_1_3 != ids_digest([1, 2])
 
 
 @pytest.mark.parametrize("request_", ["class:9", "random:20", "mislabeled", "ids:nowhere.txt"])

@@ -1,0 +1,123 @@
+"""Markdown tables of the experiments: levels and plans, differences, and what they say of each claim."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+VERDICTS = ("held", "contradicted", "undecided")
+
+
+def difficulty_table(metric: str) -> Callable[[Record], str]:
+    """Table of one metric: algorithms by forget sets, then the null bands; bold where a mean lies inside."""
+
+    def table(record: Record) -> str:
+        sets = record["sets"]
+        titles = [f"{each['axis']} {each['level']}" for each in sets]
+        label = record["metrics"][metric]["label"]
+        lines = [f"| {label} | {' | '.join(titles)} |", "|---|" + "---:|" * len(sets)]
+        measured = (
+            ("memorization, mean", [f"{each['memorization']:.2f}" for each in sets]),
+            ("ES", [f"{each['entanglement']:.3g}" for each in sets]),
+        )
+        lines += [f"| *{name}* | {' | '.join(cells)} |" for name, cells in measured]
+        for name in dict.fromkeys(name for each in sets for name in each["algorithms"]):
+            plans = [each["algorithms"].get(name) for each in sets]
+            cells = ["" if plan is None else _cell(plan["metrics"][metric]) for plan in plans]
+            lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        bands = [each["bands"][metric] for each in sets]
+        lines.append(f"| *retrained* | {' | '.join(_band(band) for band in bands)} |")
+        size, train = record["size"], record["dataset"]["train"]
+        scene = f"{size} of {train} training examples forgotten, {record['budget_epochs']:g} passes per plan"
+        return _page([*lines, "", *_left_out(record), f"{scene}; {_setting(record)}"])
+
+    return table
+
+
+def plans_table(record: Record) -> str:
+    """Plans of equal budget with all metrics, then the null band; bold where a mean lies inside it."""
+    metrics = list(record["metrics"])
+    labels = [record["metrics"][metric]["label"] for metric in metrics]
+    lines = [f"| plan | {' | '.join(labels)} | cost |", "|---|" + "---:|" * (len(labels) + 1)]
+    for plan in record["plans"]:
+        cells = [_cell(plan["metrics"][metric]) for metric in metrics]
+        lines.append(f"| `{plan['name']}` | {' | '.join(cells)} | {plan['cost']:.0%} |")
+    bands = [_band(record["bands"][metric]) for metric in metrics]
+    lines.append(f"| *retrained* | {' | '.join(bands)} | 100% |")
+    steps = {plan["name"]: plan["steps"] for plan in record["plans"]}
+    chosen = [f"`{name}` is `{steps[name]}`" for name in ("rum", "auto") if name in steps]
+    scene = f"{record['forget']['size']} of {record['dataset']['train']} training examples forgotten"
+    return _page([*lines, "", *_left_out(record), f"{'; '.join([*chosen, scene])}; {_setting(record)}"])
+
+
+def differences_table(record: Record) -> str:
+    """Paired differences of plans; bold where the 95 % interval excludes zero, † where all together do."""
+    metrics = list(dict.fromkeys(row["metric"] for row in record["differences"]))
+    cells = {(row["one"], row["other"], row["metric"]): _difference(row) for row in record["differences"]}
+    labels = [record["metrics"][metric]["label"] for metric in metrics]
+    lines = [f"| difference | {' | '.join(labels)} |", "|---|" + "---:|" * len(metrics)]
+    for one, other in dict.fromkeys((row["one"], row["other"]) for row in record["differences"]):
+        found = [cells.get((one, other, metric), "") for metric in metrics]
+        lines.append(f"| `{one}` − `{other}` | {' | '.join(found)} |")
+    return _page([*lines, "", _chance(record)])
+
+
+def findings_table(record: Record) -> str:
+    """What the intervals say of each claim; † counts those that hold for all intervals together."""
+    lines = [f"| claim | {' | '.join(VERDICTS)} | verdict |", "|---|" + "---|" * (len(VERDICTS) + 1)]
+    for finding in record["findings"]:
+        cells = []
+        for verdict in VERDICTS:
+            names, firm = finding[verdict], finding["simultaneous"].get(verdict, [])
+            marked = [f"`{name}`{' †' if name in firm else ''}" for name in names]
+            cells.append(f"{len(names)}: {', '.join(marked)}" if names else "0")
+        lines.append(f"| {finding['claim']} | {' | '.join(cells)} | {finding['verdict']} |")
+    return _page([*lines, "", _chance(record)])
+
+
+def _page(lines: list[str]) -> str:
+    return "\n".join(lines) + "\n"
+
+
+def _cell(metric: Mapping[str, Any]) -> str:
+    half = "" if metric["low"] is None else f" ± {metric['mean'] - metric['low']:.3f}"
+    return f"**{metric['mean']:.3f}**{half}" if metric["inside"] else f"{metric['mean']:.3f}{half}"
+
+
+def _band(band: Mapping[str, Any]) -> str:
+    return f"{band['low']:.3f} – {band['high']:.3f}"
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    mean, low = row["interval"]["mean"], row["interval"]["low"]
+    text = f"{mean:+.3f}" if row["verdict"] == "undecided" else f"**{mean:+.3f}**"
+    half = "" if low is None else f" ± {mean - low:.3f}"
+    return f"{text}{half}{'' if row['simultaneous'] == 'undecided' else ' †'}"
+
+
+def _left_out(record: Record) -> list[str]:
+    """One line on what is missing from the table, and why."""
+    parts = []
+    for each in record.get("sets", [record]):
+        where = f" at {each['axis']} {each['level']}" if "axis" in each else ""
+        for key, why in (("diverged", "diverged"), ("infeasible", "cost more than the budget")):
+            if names := each.get(key):
+                parts.append(f"{', '.join(f'`{name}`' for name in names)}{where} {why}")
+    return [f"Left out: {'; '.join(parts)}.", ""] if parts else []
+
+
+def _chance(record: Record) -> str:
+    return (
+        f"{record['intervals']} intervals at 95 %: if nothing differed, about "
+        f"{record['expected_by_chance']:.1f} would exclude zero all the same. † holds for all of them "
+        f"together (Bonferroni). Paired over {record['seeds']} seeds."
+    )
+
+
+def _setting(record: Record) -> str:
+    machine, timing = record["environment"], record["timing"]
+    minutes = timing["worker_s"] / timing["workers"] / 60
+    return (
+        f"{record['seeds']} seeds, {record['oracles']} oracles; {minutes:.0f} minutes of training by "
+        f"{timing['workers']} workers, search and sweep among it; {machine['gpu'] or machine['cpu']}, torch "
+        f"{machine['torch']}, commit {machine['commit']}."
+    )

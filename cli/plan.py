@@ -1,0 +1,101 @@
+"""``rumfast plan``: search for a plan on surrogate forget sets, and say what to expect of it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rumfast.cli.options import (
+    After,
+    Device,
+    EngineName,
+    Forget,
+    Json,
+    Out,
+    RecipeArgument,
+    Scores,
+    Workers,
+    recipe_for,
+)
+from rumfast.cli.output import console, show
+
+
+def plan(
+    recipe: RecipeArgument = None,
+    *,
+    out: Out,
+    device: Device = "auto",
+    workers: Workers = None,
+    engine: EngineName = "local",
+    forget: Forget = None,
+    after: After = None,
+    scores: Scores = None,
+    objective: Annotated[
+        str | None, typer.Option(help="mean (of ToW and ToW-MIA), tow or tow_mia; not the recipe's.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Of training and trying, after which no further rung or generation begins."
+        ),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Choose algorithms, hyper-parameters and order for the groups of the forget set.
+
+    Candidates unlearn surrogates: other examples with the same profile of scores. Neither the forget set nor
+    its oracles are looked at. `rumfast run --plan auto` then uses what was found.
+    """
+    from rumfast.errors import UsageError
+    from rumfast.pipeline import Run
+    from rumfast.sweeps import open_engine
+
+    if objective not in (None, "mean", "tow", "tow_mia"):
+        raise UsageError(f"--objective: got {objective!r}, expected mean, tow or tow_mia")
+    chosen = recipe_for(recipe, out, forget, after, scores)
+    given = {"objective": objective, "minutes": minutes}
+    changes = {key: value for key, value in given.items() if value is not None}
+    chosen = chosen.model_copy(update={"search": chosen.search.model_copy(update=changes)})
+    with open_engine(engine, workers=workers, device=device) as pool:
+        run = Run(chosen, out, pool, device)
+        for stage in (run.pack, run.train, run.sweep, run.score, run.refine):
+            stage()
+        result = run.search()
+    if json_output:
+        show(result, True, "search")
+    else:
+        _show(result)
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    table = Table(title="What to expect, by family of plans", title_justify="left")
+    table.add_column("family")
+    table.add_column("its best plan", overflow="fold")
+    table.add_column("tried", justify="right")
+    for label in ("ToW", "ToW-MIA"):
+        table.add_column(label, justify="right", no_wrap=True)
+    families = result["families"]
+    for name in sorted(families, key=lambda name: -families[name]["expected"]["objective"]["mean"]):
+        found = families[name]
+        marks = [found[key] for key in ("refine", "retain") if found[key]]
+        text = found["steps"] + (f" [{', '.join(marks)}]" if marks else "")
+        values = [_interval(found["expected"][metric]) for metric in ("tow", "tow_mia")]
+        table.add_row(name, escape(text), str(found["tried"]), *values)
+    console().print(table)
+    best = families[result["best"]]
+    checked = len(best["expected"]["tow"]["values"])
+    console().print(
+        f"Chosen: {result['best']}, {best['steps']}\n"
+        f"Mean ± half of the 95 % t-interval over {checked} pairs of original and surrogate that no choice "
+        f"depended on; chosen by {result['objective']} on {result['pairs']} other pairs. "
+        f"{result['wall_s']:.0f} s of training and trying.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _interval(interval: Mapping[str, Any]) -> str:
+    half = "" if interval["low"] is None else f" ±{interval['mean'] - interval['low']:.3f}"
+    return f"{interval['mean']:.3f}{half}"

@@ -1,0 +1,124 @@
+"""Plan search: choose algorithms, hyper-parameters and order on surrogate forget sets.
+
+Neither the user's forget set nor its oracles are looked at: candidates unlearn surrogates, sets of other
+examples with the same profile of scores, and are held against the surrogates' own oracles.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rumfast.config import SearchConfig
+from rumfast.errors import UsageError
+from rumfast.pipeline.context import Context
+from rumfast.pipeline.trials import Table, Trials
+from rumfast.pipeline.variation import Candidate, Variation
+from rumfast.store import read_json, write_json
+
+
+class Winner(NamedTuple):
+    """The best candidate of a family."""
+
+    table: Table
+    number: int
+    tried: int
+
+    @property
+    def candidate(self) -> Candidate:
+        """The plan itself."""
+        return self.table.candidates[self.number]
+
+    @property
+    def score(self) -> float:
+        """What it was chosen by."""
+        return self.table.score(self.number)
+
+
+def search(
+    run: Context, families: Mapping[str, Sequence[Candidate]], config: SearchConfig | None = None
+) -> dict[str, Any]:
+    """Find the best candidate of each family, and mixed plans better than all; resumes what the run holds.
+
+    Every candidate takes the run's budget. Mixed plans give each group an algorithm of its own: they start
+    from the best of the families and vary the best so far, generation after generation.
+
+    Args:
+        config: None takes the recipe's.
+
+    Returns:
+        What is written to ``search/result.json``: per family its best candidate with the ToW and ToW-MIA it
+        had where it was chosen (``chosen_on``, too good by the choice) and on the surrogates set aside
+        (``expected``, with 95 % t-intervals over pairs of surrogate and original); ``best`` names the one
+        that did best where it was chosen.
+
+    Raises:
+        UsageError: no candidate fits groups and budget.
+        DataError: more than half of the data is to be forgotten.
+    """
+    settings = config or run.recipe.search
+    trials, path = Trials(run, settings, families), run.dir.search / "result.json"
+    if path.exists() and (known := read_json(path))["key"] == trials.key:
+        return known  # with a time limit another call might choose again, after models were unlearned
+    winners = _best_of_each(trials, families)
+    names = [group.name for group in run.groups()]
+    if len(names) > 1 and settings.generations:
+        seeds = [(winner.candidate, winner.score) for winner in winners.values()]
+        if mixed := _mixed(trials, Variation(names, seeds, settings.seed)):
+            winners["mixed"] = mixed
+    for table in {id(winner.table): winner.table for winner in winners.values()}.values():
+        table.run([winner.number for winner in winners.values() if winner.table is table], trials.checking)
+    result = {
+        "schema": "rumfast/search/1",
+        "key": trials.key,
+        "objective": settings.objective,
+        "surrogates": settings.surrogates,
+        "pairs": len(trials.choosing),
+        "budget_examples": run.budget,
+        "families": {
+            name: {**winner.table.describe(winner.number), "tried": winner.tried}
+            for name, winner in winners.items()
+        },
+        "best": max(winners, key=lambda name: winners[name].score),
+        "profile": trials.profile(),
+        "wall_s": trials.spent_s(),
+    }
+    write_json(path, result)
+    return result
+
+
+def _best_of_each(trials: Trials, families: Mapping[str, Sequence[Candidate]]) -> dict[str, Winner]:
+    usable = {name: [one for one in each if trials.feasible(one)] for name, each in families.items()}
+    usable = {name: each for name, each in usable.items() if each}
+    if not usable:
+        raise UsageError("plan search: no candidate fits the groups and the budget")
+    table = trials.table("families", [one for each in usable.values() for one in each])
+    ends = np.cumsum([len(each) for each in usable.values()]).tolist()
+    numbers = {name: range(end - len(usable[name]), end) for name, end in zip(usable, ends, strict=True)}
+    ranked = table.halve(numbers)
+    return {name: Winner(table, order[0], len(order)) for name, order in ranked.items()}
+
+
+def _mixed(trials: Trials, variation: Variation) -> Winner | None:
+    """The best of some generations of mixed plans; None where no such plan fits the budget."""
+    config, tried = trials.config, 0
+    found: list[Winner] = []
+    for generation in range(config.generations):
+        if found and trials.exhausted():
+            break
+        parents = [winner.candidate for winner in found]
+        children = variation.children(parents, config.children, generation)
+        children = [one for one in children if trials.feasible(one)]
+        if not children:
+            break
+        table = trials.table(f"mixed-{generation}", children)
+        order = table.halve({"mixed": range(len(children))})["mixed"]
+        tried += len(children)
+        last = len(table.values(order[0], trials.choosing, trials.goals))  # fewer where time ran out
+        found += [
+            Winner(table, number, 0)
+            for number in order
+            if len(table.values(number, trials.choosing, trials.goals)) == last
+        ]
+        found.sort(key=lambda winner: -winner.score)
+    return found[0]._replace(tried=tried) if found else None

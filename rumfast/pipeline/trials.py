@@ -1,0 +1,275 @@
+"""Trials of candidate plans on surrogates of a run's forget set."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rumfast.config import Refine, Retain, SearchConfig
+from rumfast.data import Split
+from rumfast.errors import DataError, UsageError
+from rumfast.evaluation import ModelScores, compare, t_interval
+from rumfast.pipeline import assess
+from rumfast.pipeline.context import Context
+from rumfast.pipeline.request import regroup
+from rumfast.pipeline.variation import Candidate
+from rumfast.plans import bind, parse_plan, spread_budget
+from rumfast.refinement import Group
+from rumfast.runtime import derive_seed
+from rumfast.surrogates import draw_surrogate, other_classes
+from rumfast.sweeps import Population
+from rumfast.sweeps.journal import read_history
+from rumfast.sweeps.run import train_members
+from rumfast.sweeps.spec import CandidateSpec, GroupSpec, SurrogateSpec
+
+KEEP = 3  # of so many candidates, one goes on to the next rung
+GOALS = {"mean": ("tow", "tow_mia"), "tow": ("tow",), "tow_mia": ("tow_mia",)}
+
+
+class Trial(NamedTuple):
+    """What a candidate came to on one pair of surrogate and original."""
+
+    tow: float
+    tow_mia: float
+
+
+class Trials:
+    """The surrogates of one run's forget set, and the trials on them.
+
+    Pair p is surrogate p % S, unlearned from original p // S.
+    """
+
+    def __init__(
+        self, run: Context, config: SearchConfig, families: Mapping[str, Sequence[Candidate]]
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.goals = GOALS[config.objective]
+        self.originals = min(config.originals, run.recipe.evaluate.seeds)
+        self._families = families
+        self._populations: list[Population] = []
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of all that is asked for: config, candidates, surrogates."""
+        asked = {name: [one.model_dump() for one in each] for name, each in self._families.items()}
+        ids = [surrogate.forget.tolist() for surrogate in self.surrogates]
+        return hashlib.sha256(json.dumps([self.config.model_dump(), asked, ids]).encode()).hexdigest()
+
+    def _folder(self, name: str) -> Path:
+        return self.run.dir.search / self.key[:12] / name
+
+    @cached_property
+    def surrogates(self) -> list[Split]:
+        """Forget sets to choose on, then those to check on."""
+        run, wanted = self.run, self.config.surrogates + self.config.checks
+        forget, pool = run.split.forget, np.concatenate([run.split.forget, run.split.retain])
+        seeds = [derive_seed("surrogate", self.config.seed, number) for number in range(wanted)]
+        drawn = other_classes(forget, run.data.train.label_N, np.sort(pool))
+        if len(drawn) >= wanted:
+            chosen = np.random.default_rng(seeds[0]).choice(len(drawn), wanted, replace=False)
+            sets = [drawn[index] for index in chosen]
+        else:
+            score_NK = np.stack(list(run.profile().values()), axis=1)
+            sets = [draw_surrogate(forget, score_NK, pool, seed) for seed in seeds]
+        return [Split(ids, np.setdiff1d(pool, ids)) for ids in sets]
+
+    def profile(self) -> dict[str, list[float]]:
+        """Mean scores of the forget set, then of each surrogate: are these alike?"""
+        sets = [self.run.split, *self.surrogates]
+        return {
+            name: [float(np.nanmean(score_N[split.forget])) for split in sets]
+            for name, score_N in self.run.profile().items()
+        }
+
+    def groups(self, surrogate: Split, kind: Refine) -> tuple[Group, ...]:
+        """A surrogate's groups under the names that the user's have."""
+        run = self.run
+        found = regroup(run.recipe, run.data, surrogate, run.score_of, kind)
+        names = [group.name for group in run.groups(kind)]
+        if len(names) != len(found):
+            raise DataError(
+                f"plan search: refined by {kind}, a surrogate falls into {len(found)} groups, "
+                f"not {len(names)}"
+            )
+        return tuple(Group(name, group.ids) for name, group in zip(names, found, strict=True))
+
+    @cached_property
+    def oracles(self) -> list[list[ModelScores]]:
+        """Scores of each surrogate's oracles."""
+        run, members = self.run, range(self.config.oracles)
+        scores = []
+        for number, surrogate in enumerate(self.surrogates):
+            population = Population.create(
+                self._folder(f"oracles-{number}"),
+                run.spec("oracle", forget=surrogate.forget.tolist()),
+            )
+            self._populations.append(population)
+            train_members(run.engine, population, members, f"oracles of surrogate {number}")
+            scores.append(
+                assess.score_population(
+                    population, len(members), run.data, surrogate, run.recipe.evaluate.mia_examples
+                )
+            )
+        return scores
+
+    def feasible(self, candidate: Candidate) -> bool:
+        """Does the plan fit the groups and the budget?"""
+        run, surrogate = self.run, self.surrogates[0]
+        bound = bind(parse_plan(candidate.steps), self.groups(surrogate, self._refine(candidate)))
+        if run.budget is None:
+            return True
+        try:
+            spread_budget(bound, surrogate.retain, self._retain(candidate), run.budget, run.recipe.train)
+        except UsageError:
+            return False
+        return True
+
+    def _refine(self, candidate: Candidate) -> Refine:
+        return candidate.refine or self.run.recipe.forget.refine
+
+    def _retain(self, candidate: Candidate) -> Retain:
+        return candidate.retain or self.run.recipe.unlearn.retain
+
+    def table(self, name: str, candidates: Sequence[Candidate]) -> "Table":
+        """The candidates' trials, in a population of their own."""
+        run = self.run
+        kinds = sorted({self._refine(candidate) for candidate in candidates})
+        root = self._folder(name)
+        population = Population.create(
+            root,
+            run.spec(
+                "trials",
+                seed=self.config.seed,
+                candidates=[
+                    CandidateSpec(steps=one.steps, refine=self._refine(one), retain=self._retain(one))
+                    for one in candidates
+                ],
+                surrogates=[
+                    SurrogateSpec(groups={kind: _stored(self.groups(surrogate, kind)) for kind in kinds})
+                    for surrogate in self.surrogates
+                ],
+                pairs=len(self.surrogates) * self.originals,
+                mia_examples=run.recipe.evaluate.mia_examples,
+                budget=run.budget,
+                parent=os.path.relpath(run.originals.root.resolve(), root.resolve()),
+            ),
+        )
+        self._populations.append(population)
+        return Table(self, population, candidates)
+
+    def pairs(self, first: int, last: int) -> list[int]:
+        """Pairs of surrogates ``first`` to ``last`` - 1 with each original, one original after another."""
+        width = len(self.surrogates)
+        return [
+            original * width + surrogate
+            for original in range(self.originals)
+            for surrogate in range(first, last)
+        ]
+
+    @property
+    def choosing(self) -> list[int]:
+        """Pairs that plans are chosen on."""
+        return self.pairs(0, self.config.surrogates)
+
+    @property
+    def checking(self) -> list[int]:
+        """Pairs that no choice depends on."""
+        return self.pairs(self.config.surrogates, len(self.surrogates))
+
+    def spent_s(self) -> float:
+        """Seconds of training and trying so far, over all calls, by as many workers as there are."""
+        seconds = [sum(read_history(each.root).seconds.values()) for each in self._populations]
+        return sum(seconds) / self.run.engine.workers
+
+    def exhausted(self) -> bool:
+        """Is the time over?"""
+        minutes = self.config.minutes
+        return minutes is not None and self.spent_s() > 60 * minutes
+
+
+class Table:
+    """Trials of some candidates: run when asked for, read once."""
+
+    def __init__(self, trials: "Trials", population: Population, candidates: Sequence[Candidate]) -> None:
+        self.trials = trials
+        self.candidates = candidates
+        self._population = population
+        self._known: dict[tuple[int, int], Trial] = {}
+
+    def run(self, numbers: Sequence[int], pairs: Sequence[int]) -> None:
+        """Do the trials of the candidates ``numbers`` on ``pairs`` that are missing."""
+        width = self._population.spec.pairs
+        cells = [(number, pair) for number in numbers for pair in pairs]
+        indices = [number * width + pair for number, pair in cells]
+        train_members(
+            self.trials.run.engine, self._population, indices, f"trials, {self._population.root.name}"
+        )
+        for cell, index in zip(cells, indices, strict=True):
+            if cell not in self._known:
+                self._known[cell] = self._trial(index, cell[1])
+
+    def _trial(self, index: int, pair: int) -> Trial:
+        stored = self._population.trial(index)["scores"]
+        if stored is None:
+            return Trial(0.0, 0.0)  # it diverged
+        oracles = self.trials.oracles[pair % len(self.trials.surrogates)]
+        scores = ModelScores(**stored)
+        return Trial(*(compare(metric, scores, oracles) for metric in Trial._fields))
+
+    def score(self, number: int) -> float:
+        """Mean of the objective over the pairs that plans are chosen on, as far as they were tried."""
+        return float(np.mean(self.values(number, self.trials.choosing, self.trials.goals)))
+
+    def values(self, number: int, pairs: Sequence[int], goals: Sequence[str]) -> list[float]:
+        """Mean over ``goals`` of a candidate's trials on those ``pairs`` that were run."""
+        found = [self._known[number, pair] for pair in pairs if (number, pair) in self._known]
+        return [float(np.mean([getattr(trial, goal) for goal in goals])) for trial in found]
+
+    def halve(self, families: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """Successive halving within each family (Jamieson & Talwalkar 2016); its candidates, best first.
+
+        All start with one pair; a third of them goes on to twice as many, and so on. Those that were tried
+        on more pairs come first. Out of time, the rungs that are left fall away.
+        """
+        trials, goals = self.trials, self.trials.goals
+        ranked = {name: list(numbers) for name, numbers in families.items()}
+        alive, pairs = {name: len(numbers) for name, numbers in ranked.items()}, 1
+        while True:
+            tried = trials.choosing[:pairs]
+            self.run([n for name, size in alive.items() for n in ranked[name][:size]], tried)
+            for name, size in alive.items():
+                best = sorted(ranked[name][:size], key=lambda n: -np.mean(self.values(n, tried, goals)))
+                ranked[name][:size] = best
+            if len(tried) == len(trials.choosing) or trials.exhausted():
+                return ranked
+            alive = {name: math.ceil(size / KEEP) for name, size in alive.items()}
+            pairs *= 2
+
+    def describe(self, number: int) -> dict[str, Any]:
+        """A candidate with what it came to where it was chosen, and what to expect of it elsewhere."""
+        trials, candidate = self.trials, self.candidates[number]
+        goals = {metric: (metric,) for metric in Trial._fields} | {"objective": trials.goals}
+
+        def intervals(pairs: Sequence[int]) -> dict[str, Any]:
+            return {
+                name: assess.interval_dict(t_interval(values))
+                for name, keys in goals.items()
+                if (values := self.values(number, pairs, keys))
+            }
+
+        return {
+            **candidate.model_dump(),
+            "chosen_on": intervals(trials.choosing),
+            "expected": intervals(trials.checking),
+        }
+
+
+def _stored(groups: Sequence[Group]) -> tuple[GroupSpec, ...]:
+    return tuple(GroupSpec(name=group.name, ids=tuple(group.ids.tolist())) for group in groups)

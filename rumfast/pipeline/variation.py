@@ -1,0 +1,152 @@
+"""Candidate plans: families of one shape over a grid, and variations of good plans."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rumfast.algorithms import SgdConfig
+from rumfast.algorithms.grid import GRID
+from rumfast.config import Refine, Retain, Strict
+from rumfast.errors import UsageError
+from rumfast.plans import ALONE, EACH, WHOLE, Step, parse_plan, plan_text
+from rumfast.runtime import derive_seed
+
+OPTIONS = 8  # steps that mixed plans are made of, besides none
+PARENTS = 4  # best plans so far that are varied
+LR_FACTORS = (1 / 3, 1 / 2, 2, 3)
+EPOCH_FACTORS = (1 / 2, 2)  # of one step: the budget is spread in proportion to epochs
+
+
+class Candidate(Strict):
+    """A plan to try; None stands for what the recipe says."""
+
+    steps: str
+    refine: Refine | None = None
+    retain: Retain | None = None
+
+
+def vanilla(algorithm: str) -> list[Candidate]:
+    """The algorithm at once on the whole forget set, over its grid."""
+    return [Candidate(steps=text) for text in _calls(algorithm)]
+
+
+def rum_f(algorithm: str) -> list[Candidate]:
+    """The algorithm on each group in turn (RUM^F), over its grid."""
+    return [Candidate(steps=f"{EACH}: {text}") for text in _calls(algorithm)]
+
+
+def shuffle(algorithm: str) -> list[Candidate]:
+    """The algorithm on random groups in turn, over its grid: the control of :func:`rum_f`."""
+    return [Candidate(steps=f"{EACH}: {text}", refine="random") for text in _calls(algorithm)]
+
+
+def rum() -> list[Candidate]:
+    """The paper's plan for three groups, nothing > fine-tuning > SalUn, over both grids."""
+    return [
+        Candidate(steps=f"low: none > mid: {mid} > high: {high}")
+        for mid in _calls("finetune")
+        for high in _calls("salun")
+    ]
+
+
+def standard_families(
+    names: Sequence[str], algorithms: Sequence[str] | None = None
+) -> dict[str, list[Candidate]]:
+    """What ``rumfast plan`` tries: every algorithm at once and on each group, and the paper's plan.
+
+    Args:
+        names: of the groups; the paper's plan wants low, mid and high.
+        algorithms: None takes all.
+
+    Raises:
+        UsageError: an algorithm is not known, or is ``retrain``, which there is nothing to choose for.
+    """
+    chosen = tuple(GRID) if algorithms is None else tuple(algorithms)
+    if unknown := [name for name in chosen if name not in GRID]:
+        raise UsageError(f"search.algorithms: got {unknown[0]!r}, expected some of {', '.join(GRID)}")
+    families = {name: vanilla(name) for name in chosen}
+    if len(names) > 1:
+        families |= {f"{name}+rum-f": rum_f(name) for name in chosen if name != "none"}
+    if set(names) == {"low", "mid", "high"} and {"none", "finetune", "salun"} <= set(chosen):
+        families["rum"] = rum()
+    return families
+
+
+def _calls(algorithm: str) -> list[str]:
+    return [f"{algorithm}({arguments})" if arguments else algorithm for arguments in GRID[algorithm]]
+
+
+class Variation:
+    """Mixed plans for named groups, from what has done well.
+
+    Args:
+        names: of the groups.
+        seeds: candidates of any family with their scores; higher is better.
+    """
+
+    def __init__(self, names: Sequence[str], seeds: Sequence[tuple[Candidate, float]], seed: int) -> None:
+        self.names = tuple(names)
+        self.seed = seed
+        ranked = sorted(seeds, key=lambda pair: -pair[1])
+        steps = [step for candidate, _ in ranked for step in parse_plan(candidate.steps)]
+        distinct = {str(replace(step, group=WHOLE)): step for step in reversed(steps)}
+        trained = [step for step in reversed(distinct.values()) if isinstance(step.config, SgdConfig)]
+        self.options = (*trained[:OPTIONS], parse_plan("none")[0])
+        self.firsts = [self._named(candidate) for candidate, _ in ranked if candidate.refine is None]
+        self._seen: set[str] = set()
+
+    def children(self, parents: Sequence[Candidate], count: int, generation: int) -> list[Candidate]:
+        """New candidates: variations of ``parents``, which come best first.
+
+        Without any, half are variations of the families' best, and half random steps for each group.
+        """
+        draw = np.random.default_rng(derive_seed("variation", self.seed, generation))
+        best = parents[:PARENTS] or self.firsts[:PARENTS]
+        found: list[Candidate] = []
+        for attempt in range(20 * count):
+            if len(found) == count:
+                break
+            random = not parents and attempt % 2
+            child = self._random(draw) if random else self._vary(best[int(draw.integers(len(best)))], draw)
+            if child.model_dump_json() not in self._seen:
+                self._seen.add(child.model_dump_json())
+                found.append(child)
+        return found
+
+    def _named(self, candidate: Candidate) -> Candidate:
+        """The same steps with a step for each group by name."""
+        steps = parse_plan(candidate.steps)
+        if steps[0].group in ALONE:
+            steps = tuple(replace(steps[0], group=name) for name in self.names)
+        return candidate.model_copy(update={"steps": plan_text(steps)})
+
+    def _random(self, draw: np.random.Generator) -> Candidate:
+        steps = [replace(self.options[draw.integers(len(self.options))], group=name) for name in self.names]
+        return Candidate(steps=plan_text(steps))
+
+    def _vary(self, parent: Candidate, draw: np.random.Generator) -> Candidate:
+        """One or two changes of a parent."""
+        steps, retain = list(parse_plan(parent.steps)), parent.retain
+        for _ in range(draw.integers(1, 3)):
+            change, place = draw.integers(5), draw.integers(len(steps))
+            if change == 0:
+                option = self.options[draw.integers(len(self.options))]
+                steps[place] = replace(option, group=steps[place].group)
+            elif change == 1:
+                steps[place] = _scaled(steps[place], "lr", draw.choice(LR_FACTORS))
+            elif change == 2:
+                steps[place] = _scaled(steps[place], "epochs", draw.choice(EPOCH_FACTORS))
+            elif change == 3:
+                other = (place + 1) % len(steps)
+                steps[place], steps[other] = steps[other], steps[place]
+            else:
+                retain = "remaining" if retain == "final" else "final"
+        return Candidate(steps=plan_text(steps), retain=retain)
+
+
+def _scaled(step: Step, key: str, factor: float) -> Step:
+    if not isinstance(step.config, SgdConfig):
+        return step
+    value = float(f"{getattr(step.config, key) * factor:.2g}")
+    return replace(step, config=step.config.model_copy(update={key: value}))

@@ -1,0 +1,212 @@
+"""The page of an experiment: what its intervals say of each claim, the tables, the figures, how it was made.
+
+As the report of a run it is one file without script or network; the template only lays out.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from rumfast.reporting import provenance
+from rumfast.reporting.estimates import (
+    MISSING,
+    band_range,
+    cost_text,
+    estimate,
+    metric_estimate,
+    metric_text,
+    range_text,
+    standing,
+)
+from rumfast.reporting.experiment_figures import difference_rows, level_panels
+from rumfast.reporting.figures import metric_bars
+from rumfast.reporting.verdict import HEADLINE, metric_label, passes
+from rumfast.store import write_text
+
+TITLES = {"difficulty": "What makes unlearning hard", "rum": "Does refinement help"}
+Table = dict[str, Any]
+
+
+def write_experiments(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]]) -> None:
+    """Put the page of one or more experiments at ``path``, whole or not at all.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    write_text(Path(path), render(records))
+
+
+def render(records: Sequence[Mapping[str, Any]]) -> str:
+    """The page as a string, the same for the same records (``rumfast/difficulty/1`` or ``rumfast/rum/1``)."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rumfast.reporting", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    style = resources.files("rumfast.reporting").joinpath("report.css").read_text(encoding="utf-8")
+    return environment.get_template("experiment.html.j2").render(
+        style=Markup(style),
+        name=str(records[0].get("name") or "experiment"),
+        version=(records[0].get("environment") or {}).get("rumfast") or "",
+        experiments=[_section(record) for record in records],
+    )
+
+
+def kind_of(record: Mapping[str, Any]) -> str:
+    """``difficulty`` or ``rum``."""
+    return str(record["schema"]).split("/")[1]
+
+
+def finding_text(finding: Mapping[str, Any]) -> str:
+    """One claim with its verdict and whom each interval speaks for.
+
+    >>> finding_text({"claim": "ToW falls as memorization rises", "held": ["a", "b"], "contradicted": [],
+    ...               "undecided": ["c"], "simultaneous": {"held": ["a"], "contradicted": []}})
+    'ToW falls as memorization rises: held for 2 of 3 (a, b), undecided for 1 (c); with Bonferroni 1 held.'
+    """
+    count = sum(len(finding[verdict]) for verdict in ("held", "contradicted", "undecided"))
+    parts: list[str] = []
+    for verdict in ("held", "contradicted", "undecided"):
+        if names := finding[verdict]:
+            share = f" of {count}" if not parts else ""
+            many = "" if count == 1 else f" for {len(names)}{share}"
+            parts.append(f"{verdict}{many} ({', '.join(names)})")
+    firm = [f"{len(names)} {verdict}" for verdict, names in finding["simultaneous"].items() if names]
+    if finding["held"] or finding["contradicted"]:
+        parts[-1] += f"; with Bonferroni {', '.join(firm) or 'none'}"
+    return f"{finding['claim']}: {', '.join(parts)}."
+
+
+def _section(record: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the template shows of one experiment."""
+    kind = kind_of(record)
+    tables, figures = _PARTS[kind](record)
+    return {
+        "id": kind,
+        "title": TITLES[kind],
+        "subtitle": _subtitle(record),
+        "findings": [finding_text(finding) for finding in record["findings"]],
+        "notes": [*record.get("notes", ()), *_left_out(record)],
+        "tables": tables,
+        "figures": [Markup(svg) for svg in figures],
+        "facts": provenance.facts(record),
+        "definitions": [
+            (metric_label(record, metric), spec["definition"]) for metric, spec in record["metrics"].items()
+        ],
+    }
+
+
+def _subtitle(record: Mapping[str, Any]) -> str:
+    forget, data = record.get("forget"), record["dataset"]
+    size = record["size"] if forget is None else forget["size"]
+    sets = f"{len(record['sets'])} forget sets of {size}" if forget is None else f"a forget set of {size}"
+    return (
+        f"{sets} among {data['train']:,} training examples of {data['name']}; {record['seeds']} seeds, "
+        f"{record['oracles']} oracles"
+    )
+
+
+def _left_out(record: Mapping[str, Any]) -> list[str]:
+    """Plans that are missing, and why."""
+    notes = []
+    for each in record.get("sets", [record]):
+        where = f" on {each['request']}" if "request" in each else ""
+        for key, why in (("diverged", "diverged"), ("infeasible", "cost more than the budget")):
+            if names := each.get(key):
+                notes.append(
+                    f"{', '.join(names)} {why}{where} and {'is' if len(names) == 1 else 'are'} left out."
+                )
+    return notes
+
+
+def _difficulty_parts(record: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
+    tables = [_levels_table(record, metric) for metric in HEADLINE]
+    axes = list(dict.fromkeys(each["axis"] for each in record["sets"]))
+    figures = []
+    for axis in axes:
+        sets = [each for each in record["sets"] if each["axis"] == axis]
+        for metric in HEADLINE:
+            figures.append(level_panels(sets, axis, metric, f"{metric_label(record, metric)} against {axis}"))
+        rows = [row for row in record["differences"] if row["one"].startswith(f"{axis}:")]
+        figures.append(difference_rows(rows, f"Lowest against highest {axis}"))
+    return tables, figures
+
+
+def _levels_table(record: Mapping[str, Any], metric: str) -> Table:
+    """Algorithms by forget sets, for one metric."""
+    sets = record["sets"]
+    names = list(dict.fromkeys(name for each in sets for name in each["algorithms"]))
+    rows = [
+        {
+            "name": name,
+            "steps": "",
+            "cells": [_cell(record, each["algorithms"].get(name), metric, each["bands"]) for each in sets],
+        }
+        for name in names
+    ]
+    return {
+        "title": f"{metric_label(record, metric)} of every algorithm",
+        "first": "Algorithm",
+        "columns": [
+            f"{each['axis']} {each['level']}: memorization {each['memorization']:.2f}, "
+            f"ES {each['entanglement']:.3g}"
+            for each in sets
+        ],
+        "band": [range_text(metric, band_range(each["bands"].get(metric))) or MISSING for each in sets],
+        "rows": rows,
+    }
+
+
+def _rum_parts(record: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
+    metrics, bands = list(record["metrics"]), record["bands"]
+    rows = []
+    for plan in record["plans"]:
+        cells = [_cell(record, plan, metric, bands) for metric in metrics]
+        rows.append({"name": plan["name"], "steps": plan["steps"], "cells": [*cells, _plain(plan)]})
+    table = {
+        "title": "Plans of equal budget",
+        "first": "Plan",
+        "columns": [*(metric_label(record, metric) for metric in metrics), "Cost against retraining"],
+        "band": [*(range_text(metric, band_range(bands.get(metric))) or MISSING for metric in metrics), ""],
+        "rows": rows,
+    }
+    figures = []
+    for metric in HEADLINE:
+        label = metric_label(record, metric)
+        ordered = sorted(record["plans"], key=lambda plan: -(metric_estimate(plan, metric).mean or 0.0))
+        figures.append(metric_bars(ordered, metric, bands.get(metric), f"{label}, best first"))
+        differences = [row for row in record["differences"] if row["metric"] == metric]
+        figures.append(difference_rows(differences, f"Differences in {label}"))
+    return [table], figures
+
+
+def _plain(plan: Mapping[str, Any]) -> dict[str, Any]:
+    return {"text": cost_text(estimate(plan.get("cost")).mean), "interval": "", "place": "", "good": False}
+
+
+def _cell(
+    record: Mapping[str, Any], plan: Mapping[str, Any] | None, metric: str, bands: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Mean, interval and place against the band; a dash where the algorithm was left out."""
+    value = metric_estimate(plan or {}, metric)
+    place = standing(plan, metric, bands.get(metric)) if plan else None
+    return {
+        "text": metric_text(metric, value.mean),
+        "interval": range_text(metric, value.interval),
+        "place": {"inside": "in band"}.get(place or "", place or ""),
+        "good": plan is not None and passes({"bands": bands, "metrics": record["metrics"]}, plan, metric),
+    }
+
+
+_PARTS: dict[str, Callable[[Mapping[str, Any]], tuple[list[Table], list[str]]]] = {
+    "difficulty": _difficulty_parts,
+    "rum": _rum_parts,
+}

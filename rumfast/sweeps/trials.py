@@ -1,0 +1,67 @@
+"""Trials: what candidate plans do to surrogate forget sets."""
+
+from typing import Any
+
+import numpy as np
+
+from rumfast.data import Dataset
+from rumfast.errors import DataError, DivergedError, MismatchError
+from rumfast.evaluation import score_model
+from rumfast.inference import predict
+from rumfast.plans import bind, parse_plan, run_plan, spread_budget
+from rumfast.refinement import Group
+from rumfast.sweeps.population import Population
+from rumfast.sweeps.spec import GroupSpec
+from rumfast.training import Learner
+
+
+def run_trial(learner: Learner, population: Population, index: int, data: Dataset) -> bool:
+    """Run and commit one trial; False where another worker has before.
+
+    A candidate sees the same random numbers on a pair as every other, which makes their difference less
+    noisy than either.
+    """
+    outcome = _outcome(learner, population, index, data)
+    try:
+        return population.save_trial(index, outcome)
+    except MismatchError:
+        if learner.device.type == "cpu":
+            raise
+        return False  # a GPU may add up in another order
+
+
+def _outcome(learner: Learner, population: Population, index: int, data: Dataset) -> dict[str, Any]:
+    spec = population.spec
+    if spec.parent is None or not spec.surrogates:
+        raise DataError(f"{population.root}: trials need a parent and surrogates")
+    number, pair = divmod(index, spec.pairs)
+    original, surrogate = divmod(pair, len(spec.surrogates))
+    candidate = spec.candidates[number]
+    groups = groups_of(spec.surrogates[surrogate].groups[candidate.refine])
+    forget = np.sort(np.concatenate([group.ids for group in groups]))
+    retain = np.setdiff1d(spec.pool(len(data)), forget)
+    bound = bind(parse_plan(candidate.steps), groups)
+    if spec.budget is not None:
+        bound = spread_budget(bound, retain, candidate.retain, spec.budget, spec.train)
+    learner.model.load_state_dict(Population.open(population.root / spec.parent).state(original))
+    before = learner.examples
+    try:
+        run_plan(learner, bound, retain, mode=candidate.retain, seed=spec.member_seed(pair))
+    except DivergedError:
+        return {"index": index, "scores": None, "examples": learner.examples - before}
+    predictions = predict(learner.model, data)
+    scores = score_model(
+        predictions.train_NC,
+        predictions.test_NC,
+        data.train.label_N,
+        data.test.label_N,
+        forget,
+        retain,
+        mia_examples=spec.mia_examples,
+    )
+    return {"index": index, "scores": scores._asdict(), "examples": learner.examples - before}
+
+
+def groups_of(stored: tuple[GroupSpec, ...]) -> list[Group]:
+    """Groups as plans take them."""
+    return [Group(group.name, np.array(group.ids, np.int64)) for group in stored]
