@@ -17,7 +17,7 @@ def draw_surrogate(forget: np.ndarray, score_NK: np.ndarray, pool: np.ndarray, s
 
     Args:
         forget: [F] ids of the set to imitate; it lies in the pool.
-        score_NK: [N, K] scores per example id, for instance memorization; NaN counts as the middle.
+        score_NK: [N, K] scores per example id, for instance memorization; one with a NaN is never drawn.
         pool: ids that may be trained on.
         seed: of order and jitter.
 
@@ -25,16 +25,18 @@ def draw_surrogate(forget: np.ndarray, score_NK: np.ndarray, pool: np.ndarray, s
         [F] sorted ids.
 
     Raises:
-        DataError: fewer than 2 F examples in the pool.
+        DataError: fewer than F examples are left to draw from.
 
     >>> score_NK = np.linspace(0, 1, 100)[:, None]
     >>> draw_surrogate(np.array([98, 99]), score_NK, np.arange(100), seed=0).min() > 85
     np.True_
     """
-    free = np.setdiff1d(pool, forget)
+    scored = pool[~np.isnan(score_NK[pool]).any(1)]
+    free = np.setdiff1d(scored, forget)
     if len(free) < len(forget):
         raise DataError(
-            f"surrogate: got {len(forget)} examples to forget of {len(pool)}, expected at most half of them"
+            f"surrogate: got {len(forget)} examples to forget and {len(free)} others with scores, "
+            "expected at least as many others"
         )
     draw = np.random.default_rng(seed)
     rank_NK = np.full(score_NK.shape, 0.5)

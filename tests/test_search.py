@@ -193,7 +193,7 @@ def test_what_the_budget_cannot_pay_is_left_out(refined):
 
 def test_more_than_half_cannot_be_imitated(refined):
     made = refined("half", forget={"request": "random:101", "refine": "distance", "groups": 2})
-    with pytest.raises(DataError, match="at most half"):
+    with pytest.raises(DataError, match="101 examples to forget and 99 others"):
         search(made, FAMILIES, SMALL)
 
 

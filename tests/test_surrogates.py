@@ -40,10 +40,12 @@ def test_seeds_give_other_surrogates_and_one_seed_the_same():
     assert len(np.intersect1d(draws[0], draws[2])) < 45
 
 
-def test_equal_scores_and_missing_ones_can_be_drawn():
+def test_equal_scores_can_be_drawn_and_missing_ones_are_not():
     assert len(draw_surrogate(np.arange(10), np.ones((30, 1)), np.arange(30), seed=0)) == 10
-    score_N1 = np.where(np.arange(30) < 15, np.nan, 1.0)[:, None]
-    assert len(draw_surrogate(np.arange(10, 20), score_N1, np.arange(30), seed=0)) == 10
+    score_N1 = np.where(np.arange(30) < 8, np.nan, 1.0)[:, None]
+    assert draw_surrogate(np.arange(4, 15), score_N1, np.arange(30), seed=0).min() >= 15
+    with pytest.raises(DataError, match="11 examples to forget and 4 others"):
+        draw_surrogate(np.arange(4, 15), score_N1, np.arange(19), seed=0)
 
 
 def test_only_the_pool_is_drawn_from():
@@ -53,7 +55,7 @@ def test_only_the_pool_is_drawn_from():
 
 
 def test_more_than_half_of_the_pool_is_refused():
-    with pytest.raises(DataError, match="at most half"):
+    with pytest.raises(DataError, match="501 examples to forget and 499 others"):
         draw_surrogate(np.arange(501), SCORE_N[:, None], POOL, seed=0)
 
 
