@@ -96,7 +96,6 @@ def _config(
     algorithms: str | None,
 ) -> Any:
     from rumfast.pipeline.experiment_runs import ExperimentConfig
-    from rumfast.pipeline.search import SearchConfig
 
     names = None if algorithms is None else tuple(name.strip() for name in algorithms.split(","))
     return ExperimentConfig(
@@ -105,7 +104,7 @@ def _config(
         size=size,
         budget_epochs=budget_epochs,
         algorithms=names,
-        search=SearchConfig(minutes=search_minutes),
+        search_minutes=search_minutes,
     )
 
 

@@ -21,6 +21,8 @@ from rumfast.cli.options import (
 )
 from rumfast.cli.output import console, show
 
+GOALS = {"mean": "mean of ToW and ToW-MIA", "tow": "ToW", "tow_mia": "ToW-MIA"}
+
 
 def plan(
     recipe: RecipeArgument = None,
@@ -73,29 +75,31 @@ def _show(result: Mapping[str, Any]) -> None:
     table = Table(title="What to expect, by family of plans", title_justify="left")
     table.add_column("family")
     table.add_column("its best plan", overflow="fold")
-    table.add_column("tried", justify="right")
-    for label in ("ToW", "ToW-MIA"):
+    for label in ("chosen by", "ToW", "ToW-MIA"):
         table.add_column(label, justify="right", no_wrap=True)
-    families = result["families"]
-    for name in sorted(families, key=lambda name: -families[name]["expected"]["objective"]["mean"]):
-        found = families[name]
+    plans = result["families"] | result["finalists"]
+    for name in sorted(plans, key=lambda name: -plans[name]["chosen_on"]["objective"]["mean"]):
+        found = plans[name]
         marks = [found[key] for key in ("refine", "retain") if found[key]]
         text = found["steps"] + (f" [{', '.join(marks)}]" if marks else "")
-        values = [_interval(found["expected"][metric]) for metric in ("tow", "tow_mia")]
-        table.add_row(name, escape(text), str(found["tried"]), *values)
+        values = [_interval(found["expected"].get(metric)) for metric in ("tow", "tow_mia")]
+        table.add_row(name, escape(text), f"{found['chosen_on']['objective']['mean']:.3f}", *values)
     console().print(table)
-    best = families[result["best"]]
-    checked = len(best["expected"]["tow"]["values"])
+    best = plans[result["best"]]
+    checked = len(best["expected"]["tow"]["values"]) if best["expected"] else 0
     console().print(
         f"Chosen: {result['best']}, {best['steps']}\n"
-        f"Mean ± half of the 95 % t-interval over {checked} pairs of original and surrogate that no choice "
-        f"depended on; chosen by {result['objective']} on {result['pairs']} other pairs. "
+        f"Chosen by the {GOALS[result['objective']]} on up to {result['pairs']} pairs of original and "
+        "surrogate, which flatters what was chosen. ToW and ToW-MIA of the finalists, mean ± half of the "
+        f"95 % t-interval, are from {checked} pairs that no choice depended on. "
         f"{result['wall_s']:.0f} s of training and trying.",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _interval(interval: Mapping[str, Any]) -> str:
+def _interval(interval: Mapping[str, Any] | None) -> str:
+    if interval is None:
+        return ""
     half = "" if interval["low"] is None else f" ±{interval['mean'] - interval['low']:.3f}"
     return f"{interval['mean']:.3f}{half}"

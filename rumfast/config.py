@@ -137,11 +137,12 @@ class SearchConfig(Strict):
 
     algorithms: tuple[str, ...] | None = None  # to try; None: all
     objective: Literal["mean", "tow", "tow_mia"] = "mean"  # the mean of ToW and ToW-MIA, or one of them
-    surrogates: Positive = 2  # forget sets to choose on
-    checks: Positive = 2  # further ones, on which the expectation of what was chosen is measured
-    originals: Positive = 2  # models that each surrogate is unlearned from
-    oracles: Positive = 2  # of each surrogate
-    generations: Annotated[int, Field(ge=0)] = 3  # of mixed plans
+    surrogates: Positive = 3  # forget sets to choose each family's best on
+    finals: Annotated[int, Field(ge=0)] = 2  # further ones, for the choice among the best of all
+    checks: Annotated[int, Field(ge=0)] = 2  # further ones, on which no choice depends: what to expect
+    originals: Positive = 3  # models that each surrogate is unlearned from
+    oracles: Positive = 3  # of each surrogate
+    generations: Annotated[int, Field(ge=0)] = 4  # of mixed plans
     children: Positive = 24  # mixed plans per generation
     minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = (
         None  # of training and trying, after which no further rung or generation begins

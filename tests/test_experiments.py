@@ -18,7 +18,6 @@ from rumfast.pipeline.experiment_plans import claims
 from rumfast.pipeline.experiment_runs import NONE, Experiment, ExperimentConfig
 from rumfast.pipeline.experiments import difficulty, falls, rum
 from rumfast.pipeline.findings import Comparison, verdict_of, weigh
-from rumfast.pipeline.search import SearchConfig
 from rumfast.store import TEMPORARY, read_json, read_npz
 from rumfast.sweeps import Population
 
@@ -121,14 +120,20 @@ def make_recipe(path, **sections):
         "unlearn": {"budget_epochs": 1.5},
         "plans": [{"name": "none", "steps": "none"}],
         "evaluate": {"seeds": 2, "oracles": 3, "mia_examples": 60},
+        "search": {
+            "surrogates": 1,
+            "finals": 1,
+            "checks": 1,
+            "originals": 1,
+            "oracles": 2,
+            "generations": 1,
+            "children": 3,
+        },
     }
     return Recipe.model_validate(base | sections)
 
 
-TINY = ExperimentConfig(
-    algorithms=("none", "finetune", "salun"),
-    search=SearchConfig(surrogates=1, checks=1, originals=1, generations=1, children=3),
-)
+TINY = ExperimentConfig(algorithms=("none", "finetune", "salun"))
 SMALLER = TINY.model_copy(update={"size": 18})
 
 
@@ -290,13 +295,12 @@ def test_rum_measures_every_kind_of_plan_at_one_budget(unbroken_rum):
     plans = {plan["name"]: plan for plan in record["plans"]}
     refined = [f"{name}+{kind}" for name in ("finetune", "salun") for kind in ("rum-f", "shuffle")]
     assert {"none", "finetune", "salun", *refined, "rum", "rum+reversed", "rum+final", "auto"} <= plans.keys()
-    families = record["search"]["families"]
     groups = [
         [step.split(":")[0] for step in plans[name]["steps"].split(" > ")] for name in ("rum", "rum+reversed")
     ]
     assert groups == [["low", "mid", "high"], ["high", "mid", "low"]]
     spec = Population.open(unbroken_rum / "rum" / "unlearned" / "auto").spec
-    assert spec.plan == families[record["search"]["best"]]["steps"]
+    assert spec.plan == record["search"]["finalists"][record["search"]["best"]]["steps"]
     retain = [
         Population.open(unbroken_rum / "rum" / "unlearned" / n).spec.retain for n in ("rum", "rum+final")
     ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rumfast import run
-from rumfast.config import Recipe, SearchConfig
+from rumfast.config import Recipe
 from rumfast.errors import DataError, UsageError
 from rumfast.pipeline import Run
 from rumfast.pipeline.search import search
@@ -16,7 +16,15 @@ from rumfast.sweeps import LocalEngine, Population
 
 pytestmark = pytest.mark.slow
 
-SMALL = SearchConfig(surrogates=2, checks=1, originals=2, oracles=2, generations=2, children=4)
+SMALL = {
+    "surrogates": 2,
+    "finals": 1,
+    "checks": 1,
+    "originals": 2,
+    "oracles": 2,
+    "generations": 2,
+    "children": 4,
+}
 FAMILIES = {
     "none": [Candidate(steps="none")],
     "finetune": [Candidate(steps=f"finetune(lr={lr})") for lr in (0.01, 0.03, 0.1, 0.3, 1e12)],
@@ -33,6 +41,7 @@ def make_recipe(path, **sections):
             "unlearn": {"budget_epochs": 1.5},
             "plans": [{"name": "none", "steps": "none"}],
             "evaluate": {"seeds": 2, "oracles": 3, "mia_examples": 60},
+            "search": SMALL,
         }
         | sections
     )
@@ -62,7 +71,7 @@ def refined(packed, engine, tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(refined):
     made = refined("found")
-    return made, search(made, FAMILIES, SMALL)
+    return made, search(made, FAMILIES)
 
 
 def trials_of(made, result):
@@ -84,7 +93,8 @@ def test_the_forget_set_is_in_no_surrogate_and_its_oracles_are_not_needed(found)
     made, result = found
     forget = set(made.split.forget.tolist())
     populations = trials_of(made, result)
-    assert set(populations) == {"families", "mixed-0", "mixed-1", "oracles-0", "oracles-1", "oracles-2"}
+    oracles = {f"oracles-{number}" for number in range(4)}
+    assert set(populations) == {"families", "mixed-0", "mixed-1"} | oracles
     seen = [
         set(population.spec.forget)
         | {
@@ -100,26 +110,27 @@ def test_the_forget_set_is_in_no_surrogate_and_its_oracles_are_not_needed(found)
     assert not made.dir.oracles.exists()
 
 
-def test_a_third_goes_on_to_twice_the_pairs_and_winners_to_those_set_aside(found):
+def test_a_third_goes_on_to_more_pairs_and_the_best_to_those_set_aside(found):
     made, result = found
     tried = done(trials_of(made, result)["families"])
-    # Three surrogates, of which the last is set aside, and two originals: pairs 2 and 5 check.
-    choosing = {number: [pair for pair in pairs if pair not in (2, 5)] for number, pairs in tried.items()}
-    lengths = [len(choosing[number]) for number in range(8)]
+    # Surrogates 0 and 1 to choose on, 2 for the finals, 3 to check, and two originals.
+    lengths = [len([pair for pair in tried[number] if pair % 4 < 2]) for number in range(8)]
     assert lengths[0] == 4  # alone in its family
-    assert sorted(lengths[1:6]) == [1, 1, 1, 2, 4]
-    assert sorted(lengths[6:]) == [1, 4]
-    checked = [number for number, pairs in tried.items() if {2, 5} <= set(pairs)]
-    winners = {name: each["steps"] for name, each in result["families"].items() if name != "mixed"}
+    assert sorted(lengths[1:6]) == [2, 2, 2, 4, 4]
+    assert sorted(lengths[6:]) == [2, 4]
     steps = [one.steps for each in FAMILIES.values() for one in each]
-    assert sorted(steps[number] for number in checked) == sorted(winners.values())
+    finalists = {each["steps"] for each in result["finalists"].values()}
+    for number, pairs in tried.items():
+        further = {pair for pair in pairs if pair % 4 >= 2}
+        assert further == ({2, 3, 6, 7} if steps[number] in finalists else set())
 
 
-def test_the_best_is_the_best_where_it_was_chosen(found):
+def test_the_best_is_the_best_of_the_finalists_where_it_was_chosen(found):
     _, result = found
-    families = result["families"]
-    scores = {name: each["chosen_on"]["objective"]["mean"] for name, each in families.items()}
+    finalists, families = result["finalists"], result["families"]
+    scores = {name: each["chosen_on"]["objective"]["mean"] for name, each in finalists.items()}
     assert scores[result["best"]] == max(scores.values())
+    assert set(FAMILIES) | {"mixed"} <= set(scores)
     assert {name: each["tried"] for name, each in families.items()} == {
         "none": 1,
         "finetune": 5,
@@ -127,8 +138,8 @@ def test_the_best_is_the_best_where_it_was_chosen(found):
         "mixed": 8,
     }
     assert "1e+12" not in families["finetune"]["steps"]  # it diverges, which counts as 0
-    for each in families.values():
-        for where, pairs in (("chosen_on", 4), ("expected", 2)):
+    for each in finalists.values():
+        for where, pairs in (("chosen_on", 6), ("expected", 2)):
             tow, mia, both = (each[where][key]["values"] for key in ("tow", "tow_mia", "objective"))
             assert len(tow) == pairs and np.allclose(both, (np.array(tow) + mia) / 2)
             assert all(0 <= value <= 1 for value in (*tow, *mia))
@@ -136,7 +147,7 @@ def test_the_best_is_the_best_where_it_was_chosen(found):
 
 def test_none_is_worth_the_same_as_its_own_trials_say(found):
     made, result = found
-    trials = Trials(made, SMALL, FAMILIES)
+    trials = Trials(made, FAMILIES)
     table = trials.table("families", [one for each in FAMILIES.values() for one in each])
     table.run([0], [0])
     spec, surrogate = trials_of(made, result)["families"].spec, trials.surrogates[0]
@@ -151,7 +162,7 @@ def test_none_is_worth_the_same_as_its_own_trials_say(found):
 def test_interrupted_it_ends_the_same(found, refined):
     _, expected = found
     again = refined("again")
-    first = search(again, FAMILIES, SMALL)
+    first = search(again, FAMILIES)
     assert without_time(first) == without_time(expected)
     (again.dir.search / "result.json").unlink()
     for name, population in trials_of(again, first).items():
@@ -159,23 +170,22 @@ def test_interrupted_it_ends_the_same(found, refined):
             indices = [i for i in range(200) if population.has(i)]
             for index in indices[::2]:
                 population.member(index).unlink()
-    assert without_time(search(again, FAMILIES, SMALL)) == without_time(expected)
+    assert without_time(search(again, FAMILIES)) == without_time(expected)
 
 
 def test_out_of_time_it_chooses_by_what_it_knows(refined):
-    made = refined("late")
-    result = search(made, FAMILIES, SMALL.model_copy(update={"minutes": 1e-6}))
+    made = refined("late", search=SMALL | {"minutes": 1e-6})
+    result = search(made, FAMILIES)
     tried = done(trials_of(made, result)["families"])
-    assert [pairs[0] for pairs in tried.values()] == [0] * 8
-    assert all(len([pair for pair in pairs if pair not in (2, 5)]) == 1 for pairs in tried.values())
+    assert all(len([pair for pair in pairs if pair % 4 < 2]) == 2 for pairs in tried.values())
     assert result["families"]["mixed"]["tried"] == 4  # one generation, so that there is something to choose
-    assert len(result["families"][result["best"]]["expected"]["tow"]["values"]) == 2
-    assert search(made, FAMILIES, SMALL.model_copy(update={"minutes": 1e-6})) == result
+    assert len(result["finalists"][result["best"]]["expected"]["tow"]["values"]) == 2
+    assert search(made, FAMILIES) == result
 
 
 def test_a_class_is_tried_on_other_classes(refined):
     made = refined("class", forget={"request": "class:3", "refine": "none"})
-    trials = Trials(made, SMALL, FAMILIES)
+    trials = Trials(made, FAMILIES)
     for surrogate in trials.surrogates:
         labels = made.data.train.label_N[surrogate.forget]
         assert len(set(labels)) == 1 and labels[0] != 3
@@ -183,31 +193,32 @@ def test_a_class_is_tried_on_other_classes(refined):
 
 
 def test_what_the_budget_cannot_pay_is_left_out(refined):
-    made = refined("poor", unlearn={"budget_epochs": 0.1})  # 20 examples; SalUn looks at 30 first
+    # 20 examples; SalUn looks at 30 first.
+    made = refined("poor", unlearn={"budget_epochs": 0.1}, search=SMALL | {"generations": 0})
     families = {"salun": [Candidate(steps="salun")], "finetune": [Candidate(steps="finetune")]}
-    result = search(made, families, SMALL.model_copy(update={"generations": 0}))
+    result = search(made, families)
     assert set(result["families"]) == {"finetune"}
     with pytest.raises(UsageError, match="no candidate fits"):
-        search(made, {"salun": families["salun"]}, SMALL)
+        search(made, {"salun": families["salun"]})
 
 
 def test_more_than_half_cannot_be_imitated(refined):
     made = refined("half", forget={"request": "random:101", "refine": "distance", "groups": 2})
     with pytest.raises(DataError, match="101 examples to forget and 99 others"):
-        search(made, FAMILIES, SMALL)
+        search(made, FAMILIES)
 
 
 def test_an_automatic_plan_is_searched_run_and_reported(packed, tmp_path):
     plans = [{"name": "none", "steps": "none"}, {"name": "mine", "steps": "auto"}]
     algorithms = ["none", "finetune", "neggrad_plus"]
     few = {"children": 2, "generations": 1, "algorithms": algorithms}
-    sections = {"search": SMALL.model_dump() | few, "plans": plans}
+    sections = {"search": SMALL | few, "plans": plans}
     recipe = make_recipe(packed, **sections)
     results = run(recipe, tmp_path / "run", device="cpu", workers=2)
     summary = results["evaluate"]
     chosen = read_json(tmp_path / "run" / "search" / "result.json")
     assert set(chosen["families"]) - {"mixed"} == {*algorithms, "finetune+rum-f", "neggrad_plus+rum-f"}
-    best = chosen["families"][chosen["best"]]
+    best = chosen["finalists"][chosen["best"]]
     spec = Population.open(tmp_path / "run" / "unlearned" / "mine").spec
     assert spec.plan == best["steps"] and spec.retain == (best["retain"] or "remaining")
     mine = next(plan for plan in summary["plans"] if plan["name"] == "mine")

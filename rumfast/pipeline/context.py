@@ -241,7 +241,7 @@ class Context:
         if plan.steps != AUTO:
             return plan
         found = read_json(self.dir.search / "result.json")
-        best = found["families"][found["best"]]
+        best = found["finalists"][found["best"]]
         return plan.model_copy(update={key: best[key] for key in ("steps", "refine", "retain")})
 
     def plan_population(self, plan: PlanConfig) -> Population:

@@ -21,7 +21,7 @@ def rum_families(algorithms: Sequence[str]) -> dict[str, Sequence[Candidate]]:
     return {
         **{name: vanilla(name) for name in trained},
         **{f"{name}+rum-f": rum_f(name) for name in trained},
-        **{f"{name}+shuffle": shuffle(name) for name in trained},
+        **{f"{name}+shuffle": shuffle(name) for name in trained if name in REFINED},
         "rum": paper_plans(),
     }
 
@@ -44,7 +44,7 @@ def rum_plans(found: Mapping[str, Any], mode: str) -> list[PlanConfig]:
         other = "remaining" if (plan.retain or mode) == "final" else "final"
         final = plan.model_copy(update={"name": f"rum+{other}", "retain": other})
         plans += [plan, _backwards(plan), final]
-    return [*plans, chosen[found["best"]].model_copy(update={"name": "auto"})]
+    return [*plans, _plan("auto", found["finalists"][found["best"]])]
 
 
 def _backwards(plan: PlanConfig) -> PlanConfig:
@@ -85,7 +85,8 @@ def claims(summary: Mapping[str, Any], algorithms: Sequence[str]) -> Iterable[Co
 
 def best_plans(found: Mapping[str, Any]) -> list[PlanConfig]:
     """The best candidate of each family, under the family's name."""
-    return [
-        PlanConfig(name=name, **{key: best[key] for key in ("steps", "refine", "retain")})
-        for name, best in found["families"].items()
-    ]
+    return [_plan(name, best) for name, best in found["families"].items()]
+
+
+def _plan(name: str, found: Mapping[str, Any]) -> PlanConfig:
+    return PlanConfig(name=name, **{key: found[key] for key in ("steps", "refine", "retain")})

@@ -9,7 +9,7 @@ from pydantic import Field
 from rumfast.algorithms import ALGORITHMS
 from rumfast.config import ForgetConfig, PlanConfig, Positive, Recipe, Strict
 from rumfast.errors import DivergedError, UsageError
-from rumfast.pipeline.search import SearchConfig, search
+from rumfast.pipeline.search import search
 from rumfast.pipeline.stages import Run
 from rumfast.pipeline.variation import Candidate
 from rumfast.reporting.experiment import write_experiments
@@ -37,7 +37,7 @@ class ExperimentConfig(Strict):
     size: Positive | None = None  # examples to forget
     budget_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     algorithms: tuple[str, ...] | None = None  # None: all but retrain, which the oracles are
-    search: SearchConfig = SearchConfig()  # per forget set
+    search_minutes: float | None = None  # for each forget set's plans
 
 
 class Measured(NamedTuple):
@@ -68,6 +68,7 @@ class Experiment:
             update={
                 "evaluate": _changed(recipe.evaluate, evaluate),
                 "unlearn": _changed(recipe.unlearn, {"budget_epochs": config.budget_epochs}),
+                "search": _changed(recipe.search, {"minutes": config.search_minutes}),
                 "plans": (NONE,),
             }
         )
@@ -109,7 +110,7 @@ class Experiment:
         first = self.run(forget, folder)
         first.pack()
         first.refine()
-        found = search(first, families, self.config.search) if families else {"families": {}}
+        found = search(first, families) if families else {"families": {}}
         found.pop("wall_s", None)  # the only part that another call would not repeat
         run = self.run(forget, folder, choose(found))
         run.pack()

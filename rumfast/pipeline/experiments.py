@@ -20,6 +20,7 @@ from rumfast.sweeps import Engine, LocalEngine
 
 AXES = ("memorization", "entanglement")
 LEVELS = ("low", "mid", "high")
+ENOUGH = 2  # surrogates, and originals, to choose among the few settings of one algorithm
 # What the evaluations of all sets have in common
 SHARED = ("name", "seeds", "oracles", "dataset", "train", "sweep", "metrics")
 SIZED = ("random:", "memorization:", "entanglement:")  # requests that end in a size
@@ -49,11 +50,13 @@ def difficulty(
     Raises:
         RumfastError: see ``rumfast.errors``; finished work is kept.
     """
-    chosen = config or ExperimentConfig()
-    # What to expect of a plan elsewhere is measured here, not predicted: one surrogate will do.
-    search = chosen.search.model_copy(update={"checks": 1})
+    few = {key: min(ENOUGH, getattr(recipe.search, key)) for key in ("surrogates", "originals")}
+    # What to expect elsewhere is measured here, not predicted.
+    modest = recipe.search.model_copy(update={"finals": 0, "checks": 0, **few})
     with LocalEngine(workers, device) if engine is None else engine as entered:
-        lab = Experiment(recipe, out, chosen.model_copy(update={"search": search}), entered, device)
+        lab = Experiment(
+            recipe.model_copy(update={"search": modest}), out, config or ExperimentConfig(), entered, device
+        )
         lab.prepare()
         size = lab.size()
         measured = [_measure(lab, axis, level, size) for axis in AXES for level in LEVELS]

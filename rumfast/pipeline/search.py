@@ -4,17 +4,18 @@ Neither the user's forget set nor its oracles are looked at: candidates unlearn 
 examples with the same profile of scores, and are held against the surrogates' own oracles.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rumfast.config import SearchConfig
 from rumfast.errors import UsageError
 from rumfast.pipeline.context import Context
 from rumfast.pipeline.trials import Table, Trials
 from rumfast.pipeline.variation import Candidate, Variation
 from rumfast.store import read_json, write_json
+
+FINALISTS = 8
 
 
 class Winner(NamedTuple):
@@ -34,52 +35,51 @@ class Winner(NamedTuple):
         """What it was chosen by."""
         return self.table.score(self.number)
 
+    def describe(self) -> dict[str, Any]:
+        """The plan, what it came to, and what to expect of it."""
+        return self.table.describe(self.number)
 
-def search(
-    run: Context, families: Mapping[str, Sequence[Candidate]], config: SearchConfig | None = None
-) -> dict[str, Any]:
+
+def search(run: Context, families: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:
     """Find the best candidate of each family, and mixed plans better than all; resumes what the run holds.
 
     Every candidate takes the run's budget. Mixed plans give each group an algorithm of its own: they start
     from the best of the families and vary the best so far, generation after generation.
 
-    Args:
-        config: None takes the recipe's.
-
     Returns:
         What is written to ``search/result.json``: per family its best candidate with the ToW and ToW-MIA it
-        had where it was chosen (``chosen_on``, too good by the choice) and on the surrogates set aside
-        (``expected``, with 95 % t-intervals over pairs of surrogate and original); ``best`` names the one
-        that did best where it was chosen.
+        had where it was chosen (``chosen_on``, too good by the choice). The best of these and of all mixed
+        plans, the ``finalists``, meet on further surrogates; ``best`` is the plan that then did best on all.
+        Finalists also have what they came to on surrogates that no choice depends on (``expected``, with
+        95 % t-intervals over pairs of surrogate and original).
 
     Raises:
         UsageError: no candidate fits groups and budget.
         DataError: more than half of the data is to be forgotten.
     """
-    settings = config or run.recipe.search
-    trials, path = Trials(run, settings, families), run.dir.search / "result.json"
+    settings, path = run.recipe.search, run.dir.search / "result.json"
+    trials = Trials(run, families)
     if path.exists() and (known := read_json(path))["key"] == trials.key:
         return known  # with a time limit another call might choose again, after models were unlearned
     winners = _best_of_each(trials, families)
     names = [group.name for group in run.groups()]
-    if len(names) > 1 and settings.generations:
-        seeds = [(winner.candidate, winner.score) for winner in winners.values()]
-        if mixed := _mixed(trials, Variation(names, seeds, settings.seed)):
-            winners["mixed"] = mixed
-    for table in {id(winner.table): winner.table for winner in winners.values()}.values():
-        table.run([winner.number for winner in winners.values() if winner.table is table], trials.checking)
+    seeds = [(winner.candidate, winner.score) for winner in winners.values()]
+    mixed = _mixed(trials, Variation(names, seeds, settings.seed)) if len(names) > 1 else []
+    if mixed:
+        winners["mixed"] = mixed[0]
+    finalists = _finalists([*winners.items(), *(("mixed", other) for other in mixed[1:])])
+    _run(finalists.values(), trials.deciding)
+    _run(finalists.values(), trials.checking)
     result = {
         "schema": "rumfast/search/1",
         "key": trials.key,
         "objective": settings.objective,
         "surrogates": settings.surrogates,
-        "pairs": len(trials.choosing),
+        "pairs": len(trials.choosing) + len(trials.deciding),
         "budget_examples": run.budget,
-        "families": {
-            name: {**winner.table.describe(winner.number), "tried": winner.tried}
-            for name, winner in winners.items()
-        },
-        "best": max(winners, key=lambda name: winners[name].score),
+        "families": {name: {**winner.describe(), "tried": winner.tried} for name, winner in winners.items()},
+        "finalists": {name: winner.describe() for name, winner in finalists.items()},
+        "best": max(finalists, key=lambda name: finalists[name].score),
         "profile": trials.profile(),
         "wall_s": trials.spent_s(),
     }
@@ -99,8 +99,24 @@ def _best_of_each(trials: Trials, families: Mapping[str, Sequence[Candidate]]) -
     return {name: Winner(table, order[0], len(order)) for name, order in ranked.items()}
 
 
-def _mixed(trials: Trials, variation: Variation) -> Winner | None:
-    """The best of some generations of mixed plans; None where no such plan fits the budget."""
+def _run(winners: Iterable[Winner], pairs: Sequence[int]) -> None:
+    """Try plans of any tables on further pairs."""
+    chosen = list(winners)
+    for table in {id(winner.table): winner.table for winner in chosen}.values():
+        table.run([winner.number for winner in chosen if winner.table is table], pairs)
+
+
+def _finalists(winners: Sequence[tuple[str, Winner]]) -> dict[str, Winner]:
+    """The best of all by name; further ones of a family are numbered."""
+    found: dict[str, Winner] = {}
+    for name, winner in sorted(winners, key=lambda pair: -pair[1].score)[:FINALISTS]:
+        count = sum(other.partition(" ")[0] == name for other in found)
+        found[f"{name} {count + 1}" if count else name] = winner
+    return found
+
+
+def _mixed(trials: Trials, variation: Variation) -> list[Winner]:
+    """Mixed plans of some generations that were tried on all pairs, the best first."""
     config, tried = trials.config, 0
     found: list[Winner] = []
     for generation in range(config.generations):
@@ -121,4 +137,4 @@ def _mixed(trials: Trials, variation: Variation) -> Winner | None:
             if len(table.values(number, trials.choosing, trials.goals)) == last
         ]
         found.sort(key=lambda winner: -winner.score)
-    return found[0]._replace(tried=tried) if found else None
+    return [winner._replace(tried=tried) for winner in found]

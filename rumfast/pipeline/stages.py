@@ -11,7 +11,7 @@ from rumfast.errors import DivergedError, PartialError, StorageError, UsageError
 from rumfast.pipeline import assess, difficulty
 from rumfast.pipeline.context import Context
 from rumfast.pipeline.request import needs_of, rehearse
-from rumfast.pipeline.search import SearchConfig, search
+from rumfast.pipeline.search import search
 from rumfast.pipeline.variation import standard_families
 from rumfast.reporting.page import write_report
 from rumfast.runtime import cpu_threads, environment
@@ -161,11 +161,10 @@ class Run(Context):
         train_members(self.engine, self.oracle_population, range(self.recipe.evaluate.oracles), "oracles")
         return {"oracles": self.recipe.evaluate.oracles, "path": str(self.dir.oracles)}
 
-    def search(self, config: SearchConfig | None = None) -> dict[str, Any]:
+    def search(self) -> dict[str, Any]:
         """Search for the plan that surrogates of the forget set are unlearned best with."""
-        asked = config or self.recipe.search
         names = [group.name for group in self.groups()]
-        return search(self, standard_families(names, asked.algorithms), asked)
+        return search(self, standard_families(names, self.recipe.search.algorithms))
 
     def unlearn(self) -> dict[str, Any]:
         """Run every plan from every original.

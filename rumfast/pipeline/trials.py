@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rumfast.config import Refine, Retain, SearchConfig
+from rumfast.config import Refine, Retain
 from rumfast.data import Split
 from rumfast.errors import DataError, UsageError
 from rumfast.evaluation import ModelScores, compare, t_interval
@@ -29,6 +29,7 @@ from rumfast.sweeps.run import train_members
 from rumfast.sweeps.spec import CandidateSpec, GroupSpec, SurrogateSpec
 
 KEEP = 3  # of so many candidates, one goes on to the next rung
+RUNG = 2  # pairs that a rung adds
 GOALS = {"mean": ("tow", "tow_mia"), "tow": ("tow",), "tow_mia": ("tow_mia",)}
 
 
@@ -45,13 +46,11 @@ class Trials:
     Pair p is surrogate p % S, unlearned from original p // S.
     """
 
-    def __init__(
-        self, run: Context, config: SearchConfig, families: Mapping[str, Sequence[Candidate]]
-    ) -> None:
+    def __init__(self, run: Context, families: Mapping[str, Sequence[Candidate]]) -> None:
         self.run = run
-        self.config = config
-        self.goals = GOALS[config.objective]
-        self.originals = min(config.originals, run.recipe.evaluate.seeds)
+        self.config = run.recipe.search
+        self.goals = GOALS[self.config.objective]
+        self.originals = min(self.config.originals, run.recipe.evaluate.seeds)
         self._families = families
         self._populations: list[Population] = []
 
@@ -67,8 +66,9 @@ class Trials:
 
     @cached_property
     def surrogates(self) -> list[Split]:
-        """Forget sets to choose on, then those to check on."""
-        run, wanted = self.run, self.config.surrogates + self.config.checks
+        """Forget sets to choose on, then those of the finals, then those to check on."""
+        run, config = self.run, self.config
+        wanted = config.surrogates + config.finals + config.checks
         forget, pool = run.split.forget, np.concatenate([run.split.forget, run.split.retain])
         seeds = [derive_seed("surrogate", self.config.seed, number) for number in range(wanted)]
         drawn = other_classes(forget, run.data.train.label_N, np.sort(pool))
@@ -175,13 +175,18 @@ class Trials:
 
     @property
     def choosing(self) -> list[int]:
-        """Pairs that plans are chosen on."""
+        """Pairs that the best of each family is chosen on."""
         return self.pairs(0, self.config.surrogates)
+
+    @property
+    def deciding(self) -> list[int]:
+        """Pairs that the best of all is chosen on, besides those."""
+        return self.pairs(self.config.surrogates, self.config.surrogates + self.config.finals)
 
     @property
     def checking(self) -> list[int]:
         """Pairs that no choice depends on."""
-        return self.pairs(self.config.surrogates, len(self.surrogates))
+        return self.pairs(self.config.surrogates + self.config.finals, len(self.surrogates))
 
     def spent_s(self) -> float:
         """Seconds of training and trying so far, over all calls, by as many workers as there are."""
@@ -225,7 +230,8 @@ class Table:
 
     def score(self, number: int) -> float:
         """Mean of the objective over the pairs that plans are chosen on, as far as they were tried."""
-        return float(np.mean(self.values(number, self.trials.choosing, self.trials.goals)))
+        pairs = [*self.trials.choosing, *self.trials.deciding]
+        return float(np.mean(self.values(number, pairs, self.trials.goals)))
 
     def values(self, number: int, pairs: Sequence[int], goals: Sequence[str]) -> list[float]:
         """Mean over ``goals`` of a candidate's trials on those ``pairs`` that were run."""
@@ -235,12 +241,12 @@ class Table:
     def halve(self, families: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
         """Successive halving within each family (Jamieson & Talwalkar 2016); its candidates, best first.
 
-        All start with one pair; a third of them goes on to twice as many, and so on. Those that were tried
-        on more pairs come first. Out of time, the rungs that are left fall away.
+        All start with two pairs; a third of them goes on to two more, and so on. Those that were tried on
+        more pairs come first. Out of time, the rungs that are left fall away.
         """
         trials, goals = self.trials, self.trials.goals
         ranked = {name: list(numbers) for name, numbers in families.items()}
-        alive, pairs = {name: len(numbers) for name, numbers in ranked.items()}, 1
+        alive, pairs = {name: len(numbers) for name, numbers in ranked.items()}, RUNG
         while True:
             tried = trials.choosing[:pairs]
             self.run([n for name, size in alive.items() for n in ranked[name][:size]], tried)
@@ -250,7 +256,7 @@ class Table:
             if len(tried) == len(trials.choosing) or trials.exhausted():
                 return ranked
             alive = {name: math.ceil(size / KEEP) for name, size in alive.items()}
-            pairs *= 2
+            pairs += RUNG
 
     def describe(self, number: int) -> dict[str, Any]:
         """A candidate with what it came to where it was chosen, and what to expect of it elsewhere."""
@@ -266,7 +272,7 @@ class Table:
 
         return {
             **candidate.model_dump(),
-            "chosen_on": intervals(trials.choosing),
+            "chosen_on": intervals([*trials.choosing, *trials.deciding]),
             "expected": intervals(trials.checking),
         }
 

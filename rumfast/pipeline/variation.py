@@ -108,7 +108,7 @@ class Variation:
             if len(found) == count:
                 break
             random = not parents and attempt % 2
-            child = self._random(draw) if random else self._vary(best[int(draw.integers(len(best)))], draw)
+            child = self._random(draw) if random else self._vary(best, draw)
             if child.model_dump_json() not in self._seen:
                 self._seen.add(child.model_dump_json())
                 found.append(child)
@@ -125,11 +125,13 @@ class Variation:
         steps = [replace(self.options[draw.integers(len(self.options))], group=name) for name in self.names]
         return Candidate(steps=plan_text(steps))
 
-    def _vary(self, parent: Candidate, draw: np.random.Generator) -> Candidate:
-        """One or two changes of a parent."""
+    def _vary(self, parents: Sequence[Candidate], draw: np.random.Generator) -> Candidate:
+        """One or two changes of a parent, of which one may be a step of another."""
+        parent, other = (parents[int(draw.integers(len(parents)))] for _ in range(2))
         steps, retain = list(parse_plan(parent.steps)), parent.retain
+        theirs = {step.group: step for step in parse_plan(other.steps)}
         for _ in range(draw.integers(1, 3)):
-            change, place = draw.integers(5), draw.integers(len(steps))
+            change, place = draw.integers(6), draw.integers(len(steps))
             if change == 0:
                 option = self.options[draw.integers(len(self.options))]
                 steps[place] = replace(option, group=steps[place].group)
@@ -138,8 +140,10 @@ class Variation:
             elif change == 2:
                 steps[place] = _scaled(steps[place], "epochs", draw.choice(EPOCH_FACTORS))
             elif change == 3:
-                other = (place + 1) % len(steps)
-                steps[place], steps[other] = steps[other], steps[place]
+                following = (place + 1) % len(steps)
+                steps[place], steps[following] = steps[following], steps[place]
+            elif change == 4:
+                steps[place] = theirs[steps[place].group]
             else:
                 retain = "remaining" if retain == "final" else "final"
         return Candidate(steps=plan_text(steps), retain=retain)
