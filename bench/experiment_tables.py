@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rumfast.reporting.experiment import FAILED, claim_text
+
 Record = Mapping[str, Any]
 VERDICTS = ("held", "contradicted", "undecided")
 
@@ -34,30 +36,39 @@ def difficulty_table(metric: str) -> Callable[[Record], str]:
 
 
 def plans_table(record: Record) -> str:
-    """Plans of equal budget with all metrics, then the null band; bold where a mean lies inside it."""
+    """Plans of at most one budget with all metrics, then the null band; bold where a mean lies inside it."""
     metrics = list(record["metrics"])
     labels = [record["metrics"][metric]["label"] for metric in metrics]
-    lines = [f"| plan | {' | '.join(labels)} | cost |", "|---|" + "---:|" * (len(labels) + 1)]
+    lines = [f"| plan | {' | '.join(labels)} | cost | tried |", "|---|" + "---:|" * (len(labels) + 2)]
     for plan in record["plans"]:
         cells = [_cell(plan["metrics"][metric]) for metric in metrics]
-        lines.append(f"| `{plan['name']}` | {' | '.join(cells)} | {plan['cost']:.0%} |")
+        lines.append(f"| `{plan['name']}` | {' | '.join(cells)} | {plan['cost']:.0%} | {plan['tried']} |")
     bands = [_band(record["bands"][metric]) for metric in metrics]
-    lines.append(f"| *retrained* | {' | '.join(bands)} | 100% |")
+    lines.append(f"| *retrained* | {' | '.join(bands)} | 100% | |")
     steps = {plan["name"]: plan["steps"] for plan in record["plans"]}
     chosen = [f"`{name}` is `{steps[name]}`" for name in ("rum", "auto") if name in steps]
-    scene = f"{record['forget']['size']} of {record['dataset']['train']} training examples forgotten"
+    scene = (
+        f"{record['forget']['size']} of {record['dataset']['train']} training examples forgotten; tried: the "
+        "candidates that a plan was chosen from"
+    )
     return _page([*lines, "", *_left_out(record), f"{'; '.join([*chosen, scene])}; {_setting(record)}"])
 
 
 def differences_table(record: Record) -> str:
-    """Paired differences of plans; bold where the 95 % interval excludes zero, † where all together do."""
+    """Paired differences of plans; bold where the 95 % interval excludes zero, † where all together do.
+
+    In brackets: the candidates that each side was chosen from, where these are not as many.
+    """
     metrics = list(dict.fromkeys(row["metric"] for row in record["differences"]))
     cells = {(row["one"], row["other"], row["metric"]): _difference(row) for row in record["differences"]}
     labels = [record["metrics"][metric]["label"] for metric in metrics]
     lines = [f"| difference | {' | '.join(labels)} |", "|---|" + "---:|" * len(metrics)]
-    for one, other in dict.fromkeys((row["one"], row["other"]) for row in record["differences"]):
-        found = [cells.get((one, other, metric), "") for metric in metrics]
-        lines.append(f"| `{one}` − `{other}` | {' | '.join(found)} |")
+    tried = {(row["one"], row["other"]): row["tried"] for row in record["differences"]}
+    for pair, counts in tried.items():
+        found = [cells.get((*pair, metric), "") for metric in metrics]
+        marks = [f" ({count})" for count in counts] if counts[0] != counts[1] else ["", ""]
+        sides = [f"`{name}`{mark}" for name, mark in zip(pair, marks, strict=True)]
+        lines.append(f"| {' − '.join(sides)} | {' | '.join(found)} |")
     return _page([*lines, "", _chance(record)])
 
 
@@ -70,7 +81,7 @@ def findings_table(record: Record) -> str:
             names, firm = finding[verdict], finding["simultaneous"].get(verdict, [])
             marked = [f"`{name}`{' †' if name in firm else ''}" for name in names]
             cells.append(f"{len(names)}: {', '.join(marked)}" if names else "0")
-        lines.append(f"| {finding['claim']} | {' | '.join(cells)} | {finding['verdict']} |")
+        lines.append(f"| {claim_text(finding)} | {' | '.join(cells)} | {finding['verdict']} |")
     return _page([*lines, "", _chance(record)])
 
 
@@ -99,7 +110,7 @@ def _left_out(record: Record) -> list[str]:
     parts = []
     for each in record.get("sets", [record]):
         where = f" at {each['axis']} {each['level']}" if "axis" in each else ""
-        for key, why in (("diverged", "diverged"), ("infeasible", "cost more than the budget")):
+        for key, why in (("diverged", "diverged"), ("infeasible", FAILED)):
             if names := each.get(key):
                 parts.append(f"{', '.join(f'`{name}`' for name in names)}{where} {why}")
     return [f"Left out: {'; '.join(parts)}.", ""] if parts else []

@@ -21,7 +21,7 @@ Oracles = Annotated[int | None, typer.Option(min=3, help="Oracles per forget set
 Size = Annotated[int | None, typer.Option(min=3, help="Examples to forget; default: the recipe's.")]
 Budget = Annotated[
     float | None,
-    typer.Option(min=0.01, help="Passes over the data that each plan takes, if not the recipe's."),
+    typer.Option(min=0.01, help="Passes over the data that each plan may take, if not the recipe's."),
 ]
 Minutes = Annotated[
     float | None,
@@ -32,84 +32,43 @@ Algorithms = Annotated[
 ]
 
 
-@app.command("difficulty")
-def difficulty_command(
-    recipe: RecipeName,
-    *,
-    out: Out,
-    seeds: Seeds = None,
-    oracles: Oracles = None,
-    size: Size = None,
-    budget_epochs: Budget = None,
-    search_minutes: Minutes = None,
-    algorithms: Algorithms = None,
-    device: Device = "auto",
-    workers: Workers = None,
-    engine: EngineName = "local",
-    json_output: Json = False,
-) -> None:
-    """ToW and ToW-MIA of each algorithm at low, mid and high memorization and entanglement."""
-    from rumfast.pipeline.experiments import difficulty
+def _register(name: str, summary: str, show: Callable[[Mapping[str, Any], bool], None]) -> None:
+    """Add one experiment as a command; both take the same options."""
 
-    config = _config(seeds, oracles, size, budget_epochs, search_minutes, algorithms)
-    record = _run(difficulty, recipe, out, config, device, workers, engine)
-    if json_output:
-        print(json.dumps(record))
-        return
-    for metric in HEADLINE:
-        console().print(_levels_table(record, metric))
-    _show_findings(record, out)
+    @app.command(name, help=summary)
+    def command(
+        recipe: RecipeName,
+        *,
+        out: Out,
+        seeds: Seeds = None,
+        oracles: Oracles = None,
+        size: Size = None,
+        budget_epochs: Budget = None,
+        search_minutes: Minutes = None,
+        algorithms: Algorithms = None,
+        device: Device = "auto",
+        workers: Workers = None,
+        engine: EngineName = "local",
+        json_output: Json = False,
+    ) -> None:
+        from rumfast.pipeline.experiment_runs import ExperimentConfig
 
-
-@app.command("rum")
-def rum_command(
-    recipe: RecipeName,
-    *,
-    out: Out,
-    seeds: Seeds = None,
-    oracles: Oracles = None,
-    size: Size = None,
-    budget_epochs: Budget = None,
-    search_minutes: Minutes = None,
-    algorithms: Algorithms = None,
-    device: Device = "auto",
-    workers: Workers = None,
-    engine: EngineName = "local",
-    json_output: Json = False,
-) -> None:
-    """Vanilla algorithms, shuffle, RUM^F, RUM and the searched plan, all at one budget."""
-    from rumfast.pipeline.experiments import rum
-
-    config = _config(seeds, oracles, size, budget_epochs, search_minutes, algorithms)
-    record = _run(rum, recipe, out, config, device, workers, engine)
-    show_evaluation(record, json_output)
-    if not json_output:
-        _show_findings(record, out)
-
-
-def _config(
-    seeds: int | None,
-    oracles: int | None,
-    size: int | None,
-    budget_epochs: float | None,
-    search_minutes: float | None,
-    algorithms: str | None,
-) -> Any:
-    from rumfast.pipeline.experiment_runs import ExperimentConfig
-
-    names = None if algorithms is None else tuple(name.strip() for name in algorithms.split(","))
-    return ExperimentConfig(
-        seeds=seeds,
-        oracles=oracles,
-        size=size,
-        budget_epochs=budget_epochs,
-        algorithms=names,
-        search_minutes=search_minutes,
-    )
+        config = ExperimentConfig(
+            seeds=seeds,
+            oracles=oracles,
+            size=size,
+            budget_epochs=budget_epochs,
+            algorithms=None if algorithms is None else tuple(map(str.strip, algorithms.split(","))),
+            search_minutes=search_minutes,
+        )
+        record = _run(name, recipe, out, config, device, workers, engine)
+        show(record, json_output)
+        if not json_output:
+            _show_findings(record, out)
 
 
 def _run(
-    experiment: Callable[..., dict[str, Any]],
+    name: str,
     recipe: str,
     out: Path,
     config: Any,
@@ -117,10 +76,20 @@ def _run(
     workers: int | None,
     engine: str,
 ) -> dict[str, Any]:
+    from rumfast.pipeline import experiments
     from rumfast.sweeps import open_engine
 
+    experiment = {"difficulty": experiments.difficulty, "rum": experiments.rum}[name]
     chosen = open_engine(engine, workers=workers, device=device)
     return experiment(recipe_for(recipe, out), out, config, device=device, engine=chosen)
+
+
+def _show_difficulty(record: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(record))
+        return
+    for metric in HEADLINE:
+        console().print(_levels_table(record, metric))
 
 
 def _levels_table(record: Mapping[str, Any], metric: str) -> Table:
@@ -148,3 +117,15 @@ def _show_findings(record: Mapping[str, Any], out: Path) -> None:
     lines.append(f"report: {out / 'report' / 'index.html'}")
     for line in lines:
         console().print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+_register(
+    "difficulty",
+    "ToW and ToW-MIA of each algorithm at low, mid and high memorization and entanglement.",
+    _show_difficulty,
+)
+_register(
+    "rum",
+    "Vanilla algorithms, shuffle, RUM^F, RUM and the searched plan, all within one budget.",
+    show_evaluation,
+)

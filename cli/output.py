@@ -36,9 +36,13 @@ def show_evaluation(summary: Mapping[str, Any], as_json: bool) -> None:
     for metric in METRICS:
         table.add_column(summary["metrics"][metric]["label"], justify="right")
     table.add_column("cost", justify="right")
+    searched = all("tried" in plan for plan in summary["plans"])
+    if searched:
+        table.add_column("tried", justify="right")
     for plan in summary["plans"]:
         cells = [estimate_text(plan["metrics"][metric]) for metric in METRICS]
-        table.add_row(plan["name"], *cells, f"{plan['cost']:.0%}")
+        tried = [str(plan["tried"])] if searched else []
+        table.add_row(plan["name"], *cells, f"{plan['cost']:.0%}", *tried)
     table.add_section()
     table.add_row("oracle", *(_band(summary["bands"][metric]) for metric in METRICS), "100%")
     console().print(table)

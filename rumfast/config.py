@@ -123,6 +123,12 @@ class PlanConfig(Strict):
     refine: Refine | None = None  # None: as the recipe's forget section; "random" is the shuffle control
     retain: Retain | None = None  # None: as the recipe's unlearn section
 
+    @model_validator(mode="after")
+    def _search_chooses_all(self) -> "PlanConfig":
+        if self.steps == AUTO and (self.refine, self.retain) != (None, None):
+            raise ValueError("steps: auto chooses refine and retain too; leave them out")
+        return self
+
 
 class UnlearnConfig(Strict):
     """What all plans share."""
@@ -139,7 +145,7 @@ class SearchConfig(Strict):
     objective: Literal["mean", "tow", "tow_mia"] = "mean"  # the mean of ToW and ToW-MIA, or one of them
     surrogates: Positive = 3  # forget sets to choose each family's best on
     finals: Annotated[int, Field(ge=0)] = 2  # further ones, for the choice among the best of all
-    checks: Annotated[int, Field(ge=0)] = 2  # further ones, on which no choice depends: what to expect
+    checks: Annotated[int, Field(ge=0)] = 3  # further ones, on which no choice depends: what to expect
     originals: Positive = 3  # models that each surrogate is unlearned from
     oracles: Positive = 3  # of each surrogate
     generations: Annotated[int, Field(ge=0)] = 4  # of mixed plans

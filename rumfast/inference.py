@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rumfast.data import Dataset, Examples
+from rumfast.errors import DivergedError
 from rumfast.kernels.augment import normalise
 from rumfast.kernels.margins import OUTPUTS, Margins, margins
 from rumfast.loaders import batch_bounds
@@ -54,8 +55,13 @@ def predict(model: Classifier, data: Dataset) -> Predictions:
     """Predict all of ``data`` in eval mode and float32, without augmentation.
 
     Float32 whatever the training precision, because margins of memorized examples are where bf16 is coarse.
+
+    Raises:
+        DivergedError: a logit is not finite, as of weights that are finite and huge.
     """
     train_NC, test_NC = logits_of(model, data, data.train), logits_of(model, data, data.test)
+    if not (np.isfinite(train_NC).all() and np.isfinite(test_NC).all()):
+        raise DivergedError("the model's logits are not finite; lower lr or alpha")
     return Predictions(train_NC, test_NC, data.train.label_N, data.test.label_N)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,21 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rumfast.config import PlanConfig, Recipe, dump_recipe
+from rumfast.config import PlanConfig, Recipe, dump_recipe, load_recipe, parse_recipe
 from rumfast.errors import DataError, UsageError
 from rumfast.evaluation import t_interval
-from rumfast.pipeline.experiment_plans import claims
+from rumfast.pipeline.experiment_plans import claims, rum_families, rum_plans, tried_of
 from rumfast.pipeline.experiment_runs import NONE, Experiment, ExperimentConfig
 from rumfast.pipeline.experiments import difficulty, falls, rum
 from rumfast.pipeline.findings import Comparison, verdict_of, weigh
 from rumfast.store import TEMPORARY, read_json, read_npz
-from rumfast.sweeps import Population
+from rumfast.sweeps import LocalEngine, Population
 
 # ---- verdicts ---------------------------------------------------------------------------------------------
 
 
 def compared(one, other, claim="a beats b", subject="a − b"):
-    return Comparison(claim, subject, "tow", "a", "b", one, other)
+    return Comparison(claim, subject, "tow", "a", "b", one, other, tried=(4, 2), among=9)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_seeds_are_paired():
     row = weigh([compared((0.1, 0.5, 0.9), (0.0, 0.395, 0.805))])["differences"][0]
     assert row["interval"]["mean"] == pytest.approx(0.1)
     assert row["interval"]["high"] - row["interval"]["mean"] == pytest.approx(4.302653 * 0.005 / 3**0.5)
-    assert row["verdict"] == "held"
+    assert row["verdict"] == "held" and row["tried"] == [4, 2]
     with pytest.raises(DataError, match="a − b: got 3 and 2 seeds"):
         weigh([compared((0.1, 0.2, 0.3), (0.1, 0.2))])
 
@@ -82,6 +83,7 @@ def test_a_claim_holds_where_all_its_differences_do(signs, verdict):
     other = compared((1.0,) * 3, (0.0,) * 3, claim="another")
     finding, second = weigh([*rows, other, compared((1.0,) * 3, (0.0,) * 3, claim=None)])["findings"]
     assert finding["verdict"] == verdict and second["verdict"] == "held"
+    assert (finding["compared"], finding["among"]) == (2, 9)
     for sign, name in ((1, "held"), (-1, "contradicted"), (0, "undecided")):
         assert finding[name] == [str(k) for k, one in enumerate(signs) if one == sign]
 
@@ -95,16 +97,65 @@ def test_lowest_and_highest_are_as_measured(difficulty_record):
     claims_of = {one.claim for one in pairs.values() if one.subject == "none"}
     assert "ToW falls as memorization rises, doing nothing" in claims_of
     del difficulty_record["sets"][2]["algorithms"]["salun"]  # diverged at high memorization
-    left = [one.subject for one in falls(difficulty_record["sets"]) if one.one.startswith("memorization")]
-    assert left == ["none", "finetune"] * 2
+    difficulty_record["sets"][2]["infeasible"] = ["random_label"]
+    left = [one for one in falls(difficulty_record["sets"]) if one.one.startswith("memorization")]
+    assert [one.subject for one in left] == ["none", "finetune"] * 2
+    difficulty_record["sets"][0]["algorithms"]["random_label"] = {}  # left out at high, hence not compared
+    assert {(one.claim, one.among) for one in falls(difficulty_record["sets"]) if one.metric == "tow"} == {
+        ("ToW falls as memorization rises, doing nothing", 1),
+        ("ToW falls as memorization rises", 1),
+        ("ToW falls as entanglement rises, doing nothing", 1),
+        ("ToW falls as entanglement rises", 2),  # influence cost too much there
+        ("ToW falls as entanglement rises, relabelling methods", 1),
+    }
 
 
 def test_claims_are_about_the_plans_that_were_measured(rum_record):
-    found = {(one.claim, one.subject) for one in claims(rum_record, ("none", "finetune", "salun"))}
-    assert ("RUM^F beats vanilla in ToW", "finetune+rum-f − finetune") in found
-    assert ("low → high beats high → low in ToW-MIA", "rum − rum+reversed") in found
-    assert ("auto beats every vanilla in ToW", "auto − finetune") in found
-    assert not [subject for _, subject in found if "salun" in subject or "none" in subject]
+    found = {(one.claim, one.subject, one.among) for one in claims(rum_record, ("finetune", "salun"))}
+    assert ("RUM^F beats vanilla in ToW", "finetune+rum-f − finetune", 2) in found
+    assert ("low → high beats high → low in ToW-MIA", "rum − rum+reversed", 3) in found
+    assert ("auto beats every vanilla in ToW", "auto (40) − finetune (4)", 2) in found
+    assert not [subject for _, subject, _ in found if "salun" in subject or "none" in subject]
+
+
+def test_rum_is_held_against_every_vanilla_that_was_measured(rum_record):
+    names = ("finetune", "salun", "scrub", "neggrad")
+    some = next(plan for plan in rum_record["plans"] if plan["name"] == "finetune")
+    rum_record["plans"] += [some | {"name": name} for name in names[1:3]]  # neggrad diverged
+    pairs = [(one.one, one.other) for one in claims(rum_record, names) if one.metric == "tow"]
+    assert [other for one, other in pairs if one == "rum"] == [*names[:3], "rum+reversed"]
+    assert [other for one, other in pairs if one == "auto"] == [*names[:3]]
+
+
+def test_tried_counts_all_that_a_plan_was_chosen_from():
+    families = {
+        "none": {"tried": 1, "refine": None}, "salun": {"tried": 4, "refine": None},
+        "salun+rum-f": {"tried": 5, "refine": None}, "salun+shuffle": {"tried": 7, "refine": "random"},
+        "rum": {"tried": 16, "refine": None}, "mixed": {"tried": 96, "refine": None},
+    }  # fmt: skip
+    found = {"families": families}
+    counts = {"salun": 4, "salun+rum-f+reversed": 5, "rum+final": 16, "rum+reversed": 16, "none": 1}
+    assert {name: tried_of(found, name) for name in counts} == counts
+    assert tried_of(found, "auto") == 1 + 4 + 5 + 16 + 96  # random groups are a control
+    assert tried_of({"families": {}}, "none") == 1
+
+
+def test_nothing_is_measured_twice():
+    families = rum_families(["finetune", "euk"])
+    assert list(families) == ["none", "finetune", "euk", "finetune+rum-f", "finetune+shuffle", "rum"]
+    found = {
+        "families": {
+            name: each[0].model_dump() | {"tried": len(each), "chosen_on": {"objective": {"mean": 0.5}}}
+            for name, each in families.items()
+        },
+        "finalists": {"none": families["none"][0].model_dump()},
+        "best": "none",
+    }
+    names = [plan.name for plan in rum_plans(found, "remaining")]
+    assert names[0] == "none" and len(set(names)) == len(names) and "euk+reversed" not in names
+    assert [plan for plan in rum_plans(found, "remaining") if plan.steps == "none"] == [
+        NONE, PlanConfig(name="auto", steps="none")
+    ]  # fmt: skip
 
 
 # ---- refusals, before anything is trained -----------------------------------------------------------------
@@ -128,6 +179,7 @@ def make_recipe(path, **sections):
             "oracles": 2,
             "generations": 1,
             "children": 3,
+            "objective": "tow",
         },
     }
     return Recipe.model_validate(base | sections)
@@ -153,22 +205,59 @@ def test_mistakes_are_refused(changes, config, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+MIXED = {"request": "memorization:mixed:24"}
+
+
 @pytest.mark.parametrize(
-    ("forget", "size", "message"),
+    ("experiment", "forget", "size", "error", "message"),
     [
-        ({"request": "class:3"}, 9, "class:3 says itself what to forget"),
-        ({"request": "random:12", "groups": 2}, None, "refined into low, high"),
-        ({"request": "random:12", "refine": "none"}, 8, "refined into all"),
+        (rum, {"request": "class:3"}, 9, UsageError, "class:3 says itself what to forget"),
+        (rum, {"request": "class:30"}, None, DataError, "class:30: no training example has that label"),
+        (rum, MIXED | {"groups": 2}, None, UsageError, "refined into low, high"),
+        (rum, MIXED | {"refine": "none"}, None, UsageError, "refined into all"),
+        (rum, MIXED | {"refine": "class"}, None, UsageError, "groups by class have no surrogates"),
+        (rum, MIXED, 2, DataError, "got 2 examples for 3 groups"),
+        (rum, MIXED, 101, DataError, "101 examples to forget and 99 others"),
+        (difficulty, MIXED, 101, DataError, "101 examples to forget and 99 others"),
+        (difficulty, MIXED, 201, UsageError, "found 201, expected 1..200"),
+        (difficulty, {"request": "memorization:mixed:x"}, None, UsageError, "found 'x'"),
     ],
 )
-def test_forget_sets_that_do_not_fit_are_refused(forget, size, message, lab, tmp_path):
-    base, recipe = lab
-    out = share(base, tmp_path)
-    with pytest.raises(UsageError, match=message):
-        rum(recipe.model_copy(update={"forget": make_recipe("digits", forget=forget).forget}), out,
-            TINY.model_copy(update={"size": size}), device="cpu", workers=1)  # fmt: skip
-    assert not (out / "rum").exists()
+def test_forget_sets_that_do_not_fit_are_refused_before_training(
+    experiment, forget, size, error, message, tmp_path
+):
+    recipe, config = make_recipe("digits", forget=forget), TINY.model_copy(update={"size": size})
+    with pytest.raises(error, match=message):
+        experiment(recipe, tmp_path / "out", config, device="cpu", workers=1)
+    assert not (tmp_path / "out" / "base" / "original").exists()
+
+
+# ---- what the recipe says ---------------------------------------------------------------------------------
+
+
+def test_search_and_its_algorithms_are_the_recipes_with_minutes_on_top(tmp_path):
+    search = {"surrogates": 5, "objective": "tow_mia", "minutes": 8, "algorithms": ["none", "scrub", "ssd"]}
+    recipe = make_recipe("digits", search=search)
+
+    def made(**config):
+        return Experiment("rum", recipe, tmp_path, ExperimentConfig(**config), None, "cpu")
+
+    assert made().recipe.search == recipe.search and made().trained == ["scrub", "ssd"]
+    longer = made(search_minutes=20, algorithms=("salun",))
+    assert longer.recipe.search == recipe.search.model_copy(update={"minutes": 20})
+    assert longer.trained == ["salun"]
+
+
+def test_the_command_of_a_report_makes_the_experiment_again(tmp_path):
+    config = ExperimentConfig(size=18, seeds=4, algorithms=("salun", "scrub"), search_minutes=2)
+    first = Experiment("rum", make_recipe("digits"), tmp_path / "an out", config, None, "cpu")
+    words = shlex.split(first.command)
+    assert words[:3] == ["rumfast", "experiment", "rum"] and words[4:6] == ["--out", str(tmp_path / "an out")]
+    assert words[6:] == ["--size", "18", "--algorithms", "salun,scrub"]
+    assert first.run(first.recipe.forget, tmp_path / "set").command == first.command
+    again = parse_recipe(dump_recipe(first.recipe), "again")
+    options = ExperimentConfig(size=int(words[7]), algorithms=tuple(words[9].split(",")))
+    assert Experiment("rum", again, tmp_path / "an out", options, None, "cpu").recipe == first.recipe
 
 
 # ---- whole experiments ------------------------------------------------------------------------------------
@@ -209,6 +298,7 @@ def test_six_sets_each_with_oracles_of_its_own(lab):
     out, _ = lab
     record = record_of(out, "difficulty")
     assert record["schema"] == "rumfast/difficulty/1" and record["size"] == 24
+    assert load_recipe(out / "difficulty" / "experiment.toml").evaluate == lab[1].evaluate
     assert [(each["axis"], each["level"]) for each in record["sets"]] == [
         (axis, level) for axis in ("memorization", "entanglement") for level in ("low", "mid", "high")
     ]
@@ -221,6 +311,10 @@ def test_six_sets_each_with_oracles_of_its_own(lab):
         geometry = read_json(folder / "scores" / "geometry.json")
         assert each["entanglement"] == geometry["forget"]["entanglement"]
         assert list(Population.open(folder / "oracles").spec.forget) == forget.tolist()
+        profile = each["search"]["profile"]
+        assert each["profile"]["memorization"]["forget"] == pytest.approx(each["memorization"])
+        for name, means in each["profile"].items():
+            assert means["surrogates"] == pytest.approx(np.mean(profile[name]["surrogates"]))
         for name, found in each["algorithms"].items():
             spec = Population.open(folder / "unlearned" / name).spec
             assert list(spec.forget) == forget.tolist() and len(found["metrics"]["tow"]["values"]) == 2
@@ -248,11 +342,19 @@ def test_differences_follow_from_the_sets_and_findings_from_the_differences(lab)
     assert finding[row["verdict"]] == ["salun"]
 
 
+def spends(plan, batch=64, budget=300):
+    """Does it take the budget, 1.5 passes over 200 examples, as near as whole batches come?"""
+    steps = plan["steps"].split(" > ")
+    return budget - batch <= plan["examples"] <= budget + len(steps) * batch
+
+
 @pytest.mark.slow
 def test_plans_of_one_set_cost_the_same_but_for_none(lab):
     for each in record_of(lab[0], "difficulty")["sets"]:
-        cost = {name: found["cost"] for name, found in each["algorithms"].items()}
-        assert cost["none"] == 0 and cost["finetune"] == pytest.approx(cost["salun"], rel=0.25)
+        plans = each["algorithms"]
+        assert plans["none"]["examples"] == plans["none"]["cost"] == 0
+        for name in ("finetune", "salun"):
+            assert spends(plans[name]), name
 
 
 @pytest.mark.slow
@@ -268,11 +370,9 @@ def test_a_second_call_trains_nothing_and_says_the_same(lab):
 
 @pytest.mark.slow
 def test_a_plan_that_diverges_is_left_out_and_named(lab, tmp_path):
-    from rumfast.sweeps import LocalEngine
-
     out, recipe = lab
     with LocalEngine(1, "cpu") as engine:
-        experiment = Experiment(recipe, share(out, tmp_path), TINY, engine, "cpu")
+        experiment = Experiment("rum", recipe, share(out, tmp_path), TINY, engine, "cpu")
         plans = [NONE, PlanConfig(name="wild", steps="finetune(lr=1e30)")]
         forget = recipe.forget.model_copy(update={"request": "random:12"})
         measured = experiment.measure(forget, tmp_path / "set", {}, lambda found: plans)
@@ -305,15 +405,33 @@ def test_rum_measures_every_kind_of_plan_at_one_budget(unbroken_rum):
         Population.open(unbroken_rum / "rum" / "unlearned" / n).spec.retain for n in ("rum", "rum+final")
     ]
     assert retain == ["remaining", "final"]
+    assert record["budget_examples"] == 300 and plans["none"]["examples"] == 0
     for name, plan in plans.items():
-        if name != "none":
-            assert plan["cost"] == pytest.approx(plans["finetune"]["cost"], rel=0.35), name
+        if any(algorithm in plan["steps"] for algorithm in ("finetune", "salun")):  # else auto may be none
+            assert spends(plan), name
+    families = record["search"]["families"]
+    assert plans["rum"]["tried"] == plans["rum+reversed"]["tried"] == families["rum"]["tried"] == 16
+    assert plans["auto"]["tried"] == 1 + 4 + 4 + 4 + 4 + 16 + families["mixed"]["tried"]
+
+
+@pytest.mark.slow
+def test_the_recipes_search_is_done_and_its_report_says_how_to_repeat_it(lab, unbroken_rum):
+    record, search = record_of(unbroken_rum, "rum"), lab[1].search
+    assert (record["search"]["objective"], record["search"]["surrogates"]) == ("tow", search.surrogates)
+    for found in record["search"]["families"].values():
+        assert found["chosen_on"]["objective"] == found["chosen_on"]["tow"]
+    assert len(record["search"]["profile"]["memorization"]["surrogates"]) == 3
+    page = (unbroken_rum / "rum" / "report" / "index.html").read_text()
+    made = f"rumfast experiment rum {unbroken_rum}/rum/experiment.toml --out {unbroken_rum} --size 18"
+    assert f"{made} --algorithms none,finetune,salun" in page
+    assert "rumfast run" not in page
 
 
 @pytest.mark.slow
 def test_rum_claims_have_their_paired_differences(unbroken_rum):
     record = record_of(unbroken_rum, "rum")
     values = {plan["name"]: np.array(plan["metrics"]["tow"]["values"]) for plan in record["plans"]}
+    tried = {plan["name"]: plan["tried"] for plan in record["plans"]}
     rows = {(row["one"], row["other"]): row for row in record["differences"] if row["metric"] == "tow"}
     for one, other in (("auto", "salun"), ("rum", "rum+reversed"), ("salun+rum-f", "salun+shuffle")):
         assert rows[one, other]["interval"]["values"] == pytest.approx(values[one] - values[other])
@@ -321,9 +439,27 @@ def test_rum_claims_have_their_paired_differences(unbroken_rum):
     assert len(record["differences"]) == record["intervals"]
     auto = next(one for one in record["findings"] if one["claim"] == "auto beats every vanilla in ToW")
     assert sorted(auto["held"] + auto["contradicted"] + auto["undecided"]) == [
-        "auto − finetune",
-        "auto − salun",
+        f"auto ({tried['auto']}) − finetune (4)",
+        f"auto ({tried['auto']}) − salun (4)",
     ]
+
+
+@pytest.mark.slow
+def test_what_a_refinement_needs_is_trained_with_the_base(lab, tmp_path):
+    recipe = make_recipe("digits", forget={"request": "random:12", "refine": "curvature"})
+    with LocalEngine(2, "cpu") as engine:
+        experiment = Experiment("rum", recipe, tmp_path / "out", TINY, engine, "cpu")
+        experiment.base.mkdir(parents=True)
+        for part in ("original", "sweep"):
+            (experiment.base / part).symlink_to(lab[0] / "base" / part, target_is_directory=True)
+        experiment.prepare([experiment.recipe.forget])
+        run = experiment.run(experiment.recipe.forget, tmp_path / "out" / "rum")
+        run.pack()
+        assert run.refine()["groups"] == {"low": 4, "mid": 4, "high": 4}
+    score_N, groups = run.score_of("curvature"), read_npz(run.dir.groups)
+    assert score_N[groups["low"]].max() <= score_N[groups["high"]].min()
+    assert len(Population.open(experiment.base / "proxies").done(range(2))) == 2
+    assert not (tmp_path / "out" / "rum" / "proxies").exists()
 
 
 @pytest.mark.slow

@@ -82,7 +82,9 @@ def inverse_fisher_product(blocks: Iterable[Tensor], vector_P: Tensor, dampening
     gram_MM.diagonal().add_(m * dampening)
     product_M = torch.cat([block @ vector_P for block in seen]).double()
     # Reads the lower triangle only. In float64, because small λ makes the matrix nearly singular.
-    factor_MM = torch.linalg.cholesky(gram_MM)
+    factor_MM, failed = torch.linalg.cholesky_ex(gram_MM)
+    if failed or not bool(factor_MM.isfinite().all()):
+        raise DivergedError("influence: the model's gradients are not finite; lower alpha of the step before")
     weight_M = torch.cholesky_solve(product_M[:, None], factor_MM)[:, 0].to(vector_P.dtype)
     for block, weight in zip(seen, weight_M.split([len(block) for block in seen]), strict=True):
         vector_P = vector_P - weight @ block

@@ -18,7 +18,7 @@ from rumfast.inference import embeddings_of
 from rumfast.kernels.centroids import centroid_distances
 from rumfast.kernels.moments import moments
 from rumfast.models import build_model
-from rumfast.pipeline import difficulty
+from rumfast.pipeline import scoring
 from rumfast.pipeline.request import budget_of, earlier_requests, needs_of, pool_of, regroup, resolve
 from rumfast.refinement import Group
 from rumfast.runtime import cpu_threads, pick_device, resolve_precision
@@ -52,6 +52,7 @@ class Context:
         self.dir = RunDir(out, base)
         self.engine = engine
         self.device = device
+        self.command = f"rumfast run {self.dir.recipe} --out {self.dir.root}"  # which makes it again
         self.all_scores = False  # compute all of them, whatever the recipe reads
 
     @cached_property
@@ -189,7 +190,7 @@ class Context:
 
     def score_of(self, kind: str) -> np.ndarray:
         """The score [N] that a refinement orders by, from low to high memorization."""
-        return rising(kind, difficulty.score_of(self, kind))
+        return rising(kind, scoring.score_of(self, kind))
 
     def profile(self) -> dict[str, np.ndarray]:
         """The scores [N] in which a surrogate must resemble the forget set."""
@@ -237,12 +238,16 @@ class Context:
         return budget_of(self.recipe, self.split)
 
     def chosen(self, plan: PlanConfig) -> PlanConfig:
-        """The plan, with what plan search chose where it is left to it."""
+        """The plan, with what plan search chose where it is left to it: the same from its first use on."""
         if plan.steps != AUTO:
             return plan
-        found = read_json(self.dir.search / "result.json")
-        best = found["finalists"][found["best"]]
-        return plan.model_copy(update={key: best[key] for key in ("steps", "refine", "retain")})
+        path = self.dir.plan(plan.name) / "chosen.json"
+        if not path.exists():
+            found = read_json(self.dir.search / "result.json")
+            best = found["finalists"][found["best"]]
+            write_json(path, {key: best[key] for key in ("steps", "refine", "retain")}, replace=False)
+        chosen = read_json(path)
+        return plan.model_copy(update={key: chosen[key] for key in ("steps", "refine", "retain")})
 
     def plan_population(self, plan: PlanConfig) -> Population:
         """The folder of the models that ``plan`` unlearned."""

@@ -2,25 +2,32 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from rumfast.algorithms import ALGORITHMS
-from rumfast.config import PlanConfig
+from rumfast.config import AUTO, PlanConfig
 from rumfast.pipeline.experiment_runs import HEADLINE, NONE
 from rumfast.pipeline.findings import Comparison
-from rumfast.pipeline.variation import Candidate, rum_f, shuffle, vanilla
-from rumfast.pipeline.variation import rum as paper_plans
+from rumfast.pipeline.variation import RESTARTS, Candidate, paper_plans, rum_f, shuffle, vanilla
 from rumfast.plans import EACH, REVERSED, parse_plan, plan_text
 
 REFINED = ("finetune", "neggrad_plus", "salun", "scrub")  # RUM^F and shuffle beside the best vanilla's own
 
 
-def rum_families(algorithms: Sequence[str]) -> dict[str, Sequence[Candidate]]:
-    """What to search: every algorithm at once, on refined and on random groups, and the paper's plan."""
-    trained = [name for name in algorithms if name != "none"]
-    return {
-        **{name: vanilla(name) for name in trained},
-        **{f"{name}+rum-f": rum_f(name) for name in trained},
+def whole_families(trained: Sequence[str]) -> dict[str, Sequence[Candidate]]:
+    """What to search for a set of one group: doing nothing, and every algorithm at once."""
+    return {name: vanilla(name) for name in (NONE.name, *trained)}
+
+
+def rum_families(trained: Sequence[str]) -> dict[str, Sequence[Candidate]]:
+    """What to search: every algorithm at once, on refined and on random groups, and the paper's plan.
+
+    Args:
+        trained: all algorithms but ``none``.
+    """
+    return whole_families(trained) | {
+        **{f"{name}+rum-f": rum_f(name) for name in trained if name not in RESTARTS},
         **{f"{name}+shuffle": shuffle(name) for name in trained if name in REFINED},
         "rum": paper_plans(),
     }
@@ -32,7 +39,7 @@ def rum_plans(found: Mapping[str, Any], mode: str) -> list[PlanConfig]:
     Args:
         mode: the recipe's retain data, for plans that do not say.
     """
-    chosen = {plan.name: plan for plan in best_plans(found)}
+    chosen = {plan.name: plan for plan in best_plans(found)[1:]}
     whole = [name for name in chosen if name in ALGORITHMS]
     best = max(whole, key=lambda name: found["families"][name]["chosen_on"]["objective"]["mean"], default="")
     refined = [name for name in whole if name in {*REFINED, best}]
@@ -57,36 +64,77 @@ def _backwards(plan: PlanConfig) -> PlanConfig:
     return plan.model_copy(update={"name": f"{plan.name}+reversed", "steps": text})
 
 
-def claims(summary: Mapping[str, Any], algorithms: Sequence[str]) -> Iterable[Comparison]:
+def claims(summary: Mapping[str, Any], trained: Sequence[str]) -> Iterable[Comparison]:
     """The paper's claims about plans, as the pairs of plans that were measured.
 
     Args:
-        summary: an evaluation, with plans named as :func:`rum_plans` does.
+        summary: an evaluation, with plans named as :func:`rum_plans` does, each with ``tried``, the number of
+            candidates it was chosen from.
+        trained: all algorithms but ``none``.
     """
-    values = {plan["name"]: plan["metrics"] for plan in summary["plans"]}
-    refined = [f"{name}+rum-f" for name in algorithms]
-    pairs: list[tuple[str | None, str, str]] = [
-        *(("RUM^F beats vanilla", f"{name}+rum-f", name) for name in algorithms),
-        *(("RUM^F beats shuffle", f"{name}+rum-f", f"{name}+shuffle") for name in algorithms),
-        *(("RUM beats vanilla", "rum", name) for name in ("finetune", "salun")),
-        *(("low → high beats high → low", name, f"{name}+reversed") for name in ("rum", *refined)),
-        (None, "rum+final", "rum"),
-        (None, "rum+remaining", "rum"),
-        *(("auto beats every vanilla", "auto", name) for name in algorithms if name != "none"),
-    ]
+    plans = {plan["name"]: plan for plan in summary["plans"]}
+    refined = [f"{name}+rum-f" for name in trained]
+    claimed: dict[str | None, list[tuple[str, str]]] = {
+        "RUM^F beats vanilla": list(zip(refined, trained, strict=True)),
+        "RUM^F beats shuffle": [(f"{name}+rum-f", f"{name}+shuffle") for name in trained],
+        "RUM beats vanilla": [("rum", name) for name in trained],
+        "low → high beats high → low": [(name, f"{name}+reversed") for name in ("rum", *refined)],
+        None: [("rum+final", "rum"), ("rum+remaining", "rum")],
+        "auto beats every vanilla": [("auto", name) for name in trained],
+    }
     for metric in HEADLINE:
         label = summary["metrics"][metric]["label"]
-        for claim, one, other in pairs:
-            if one in values and other in values:
-                text = None if claim is None else f"{claim} in {label}"
-                sides = (values[each][metric]["values"] for each in (one, other))
-                yield Comparison(text, f"{one} − {other}", metric, one, other, *sides)
+        for claim, pairs in claimed.items():
+            for pair in pairs:
+                if all(name in plans for name in pair):
+                    text = None if claim is None else f"{claim} in {label}"
+                    yield _compare(text, metric, plans[pair[0]], plans[pair[1]], len(pairs))
+
+
+def _compare(
+    claim: str | None, metric: str, one: Mapping[str, Any], other: Mapping[str, Any], among: int
+) -> Comparison:
+    """Two plans; the subject has the numbers that they were chosen from where these differ."""
+    marks = [f" ({plan['tried']})" if one["tried"] != other["tried"] else "" for plan in (one, other)]
+    return Comparison(
+        claim=claim,
+        subject=f"{one['name']}{marks[0]} − {other['name']}{marks[1]}",
+        metric=metric,
+        one=one["name"],
+        other=other["name"],
+        one_S=one["metrics"][metric]["values"],
+        other_S=other["metrics"][metric]["values"],
+        tried=(one["tried"], other["tried"]),
+        among=among,
+    )
 
 
 def best_plans(found: Mapping[str, Any]) -> list[PlanConfig]:
-    """The best candidate of each family, under the family's name."""
-    return [_plan(name, best) for name, best in found["families"].items()]
+    """Doing nothing, and the best candidate of each other family under the family's name."""
+    chosen = [_plan(name, best) for name, best in found["families"].items() if name != NONE.name]
+    return [NONE, *chosen]
 
 
 def _plan(name: str, found: Mapping[str, Any]) -> PlanConfig:
     return PlanConfig(name=name, **{key: found[key] for key in ("steps", "refine", "retain")})
+
+
+def profile_of(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Mean of each score over the forget set, and over all examples of its surrogates."""
+    return {
+        score: {"forget": means["forget"], "surrogates": fmean(means["surrogates"])}
+        for score, means in found.get("profile", {}).items()
+    }
+
+
+def tried_of(found: Mapping[str, Any], name: str) -> int:
+    """Number of candidates that the plan ``name`` was chosen from: by its family, and ``auto`` by all.
+
+    A plan in reversed order, or with the other retain data, was not chosen anew.
+    """
+    families = found["families"]
+    if name == AUTO:
+        return sum(each["tried"] for each in families.values() if each["refine"] is None)  # no controls
+    for suffix in ("+reversed", "+final", "+remaining"):
+        name = name.removesuffix(suffix)
+    return families[name]["tried"] if name in families else 1

@@ -17,7 +17,8 @@ class Comparison(NamedTuple):
     """The claim that ``one`` scores higher than ``other``, with the values of both, seed by seed.
 
     ``claim`` is None where nothing was claimed and the difference is only of interest. Seeds are paired:
-    value s of both comes from original s.
+    value s of both comes from original s. ``tried``: the numbers of candidates that both were chosen from;
+    more choice makes a better plan. ``among``: of how many subjects the claim is, compared or not.
     """
 
     claim: str | None
@@ -27,6 +28,8 @@ class Comparison(NamedTuple):
     other: str
     one_S: Sequence[float]
     other_S: Sequence[float]
+    tried: tuple[int, int]
+    among: int
 
 
 def verdict_of(interval: Interval) -> Verdict:
@@ -47,7 +50,8 @@ def weigh(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
     Each difference carries its 95 % t-interval over seeds and the verdict that follows, and a second verdict,
     ``simultaneous``, from intervals that hold for all differences together (Bonferroni: 1 − 0.05 / number of
-    differences). A claim is *held* or *contradicted* where all its differences say so, *undecided* where none
+    differences). A finding says how many subjects were ``compared`` and ``among`` how many its claim would
+    speak for. A claim is *held* or *contradicted* where all its differences say so, *undecided* where none
     decides, and *mixed* otherwise.
 
     Raises:
@@ -55,13 +59,11 @@ def weigh(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """
     count = len(comparisons)
     differences = [_difference(one, count) for one in comparisons]
-    claims = dict.fromkeys((row["claim"], row["metric"]) for row in differences if row["claim"] is not None)
-    findings = [
-        _finding(
-            claim, metric, [row for row in differences if (row["claim"], row["metric"]) == (claim, metric)]
-        )
-        for claim, metric in claims
-    ]
+    claims = {(one.claim, one.metric): one.among for one in comparisons if one.claim is not None}
+    findings = []
+    for (claim, metric), among in claims.items():
+        rows = [row for row in differences if (row["claim"], row["metric"]) == (claim, metric)]
+        findings.append({"claim": claim, "metric": metric, "among": among, **_finding(rows)})
     return {
         "intervals": count,
         "expected_by_chance": ERROR_RATE * count,
@@ -71,7 +73,7 @@ def weigh(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def _difference(comparison: Comparison, count: int) -> dict[str, Any]:
-    claim, subject, metric, one, other, one_S, other_S = comparison
+    claim, subject, metric, one, other, one_S, other_S, tried, _ = comparison
     if len(one_S) != len(other_S):
         raise DataError(f"{subject}: got {len(one_S)} and {len(other_S)} seeds, expected as many of each")
     difference_S = (np.asarray(one_S) - np.asarray(other_S)).tolist()
@@ -82,21 +84,22 @@ def _difference(comparison: Comparison, count: int) -> dict[str, Any]:
         "metric": metric,
         "one": one,
         "other": other,
+        "tried": list(tried),
         "interval": interval_dict(interval),
         "verdict": verdict_of(interval),
         "simultaneous": verdict_of(t_interval(difference_S, 1 - ERROR_RATE / count)),
     }
 
 
-def _finding(claim: str, metric: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _finding(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the differences of one claim say of it."""
     subjects = {
         verdict: [row["subject"] for row in rows if row["verdict"] == verdict]
         for verdict in ("held", "contradicted", "undecided")
     }
     whole = [verdict for verdict, names in subjects.items() if len(names) == len(rows)]
     return {
-        "claim": claim,
-        "metric": metric,
+        "compared": len(rows),
         "verdict": whole[0] if whole else "mixed",
         **subjects,
         "simultaneous": {

@@ -107,8 +107,23 @@ def _of_old_records(spec: PopulationSpec) -> list[RequestSpec]:
     ]
 
 
-def rehearse(recipe: Recipe, data: Dataset, excluded: tuple[int, ...]) -> None:
+def _require_searchable(recipe: Recipe, split: Split) -> None:
+    if recipe.unlearn.budget_epochs is None:
+        raise UsageError("unlearn.budget_epochs: plan search compares plans at one budget; give one")
+    if recipe.forget.refine == "class":
+        raise UsageError("forget.refine: groups by class have no surrogates; refine by a score")
+    if len(split.forget) > len(split.retain):
+        raise DataError(
+            f"plan search: {len(split.forget)} examples to forget and {len(split.retain)} others, expected "
+            "at least as many others to draw surrogates from"
+        )
+
+
+def rehearse(recipe: Recipe, data: Dataset, excluded: tuple[int, ...]) -> tuple[Group, ...]:
     """Resolve request, groups and plans with made-up scores, so that a mistake in them costs no training.
+
+    Returns:
+        The groups; where scores decide on the ids, only sizes are as they will be.
 
     Raises:
         UsageError, DataError: as the stages would, hours later.
@@ -121,6 +136,7 @@ def rehearse(recipe: Recipe, data: Dataset, excluded: tuple[int, ...]) -> None:
     budget = budget_of(recipe, split)
     for plan in recipe.plans:
         if plan.steps == AUTO:
+            _require_searchable(recipe, split)
             continue
         steps = parse_plan(plan.steps)
         if made_up and (plan.refine or recipe.forget.refine) == "class":
@@ -132,3 +148,4 @@ def rehearse(recipe: Recipe, data: Dataset, excluded: tuple[int, ...]) -> None:
     pool = len(split.retain) + len(split.forget)
     if int(recipe.sweep.include * pool) < 1:
         raise DataError(f"sweep.include: {recipe.sweep.include} of {pool} training examples leaves none")
+    return regroup(recipe, data, split, lambda _: score_N)

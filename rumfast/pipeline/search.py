@@ -1,7 +1,7 @@
 """Plan search: choose algorithms, hyper-parameters and order on surrogate forget sets.
 
-Neither the user's forget set nor its oracles are looked at: candidates unlearn surrogates, sets of other
-examples with the same profile of scores, and are held against the surrogates' own oracles.
+Candidates never unlearn the user's forget set, and its oracles are not looked at: they unlearn surrogates,
+other examples with a similar profile of scores, and are held against the surrogates' own oracles.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rumfast.data import ids_digest
 from rumfast.errors import UsageError
 from rumfast.pipeline.context import Context
 from rumfast.pipeline.trials import Table, Trials
@@ -31,16 +32,16 @@ class Winner(NamedTuple):
         return self.table.candidates[self.number]
 
     @property
-    def score(self) -> float:
+    def rank(self) -> tuple[int, float]:
         """What it was chosen by."""
-        return self.table.score(self.number)
+        return self.table.rank(self.number)
 
     def describe(self) -> dict[str, Any]:
         """The plan, what it came to, and what to expect of it."""
         return self.table.describe(self.number)
 
 
-def search(run: Context, families: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:
+def search_plans(run: Context, families: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:
     """Find the best candidate of each family, and mixed plans better than all; resumes what the run holds.
 
     Every candidate takes the run's budget. Mixed plans give each group an algorithm of its own: they start
@@ -49,12 +50,12 @@ def search(run: Context, families: Mapping[str, Sequence[Candidate]]) -> dict[st
     Returns:
         What is written to ``search/result.json``: per family its best candidate with the ToW and ToW-MIA it
         had where it was chosen (``chosen_on``, too good by the choice). The best of these and of all mixed
-        plans, the ``finalists``, meet on further surrogates; ``best`` is the plan that then did best on all.
-        Finalists also have what they came to on surrogates that no choice depends on (``expected``, with
-        95 % t-intervals over pairs of surrogate and original).
+        plans, the ``finalists``, meet on further surrogates; ``best`` is the one that did best there.
+        Finalists also have what they came to on surrogates that no choice depends on (``expected``). All
+        intervals are 95 % t-intervals over surrogates, which share the originals.
 
     Raises:
-        UsageError: no candidate fits groups and budget.
+        UsageError: the recipe has no budget, or no candidate fits groups and budget.
         DataError: more than half of the data is to be forgotten.
     """
     settings, path = run.recipe.search, run.dir.search / "result.json"
@@ -63,8 +64,8 @@ def search(run: Context, families: Mapping[str, Sequence[Candidate]]) -> dict[st
         return known  # with a time limit another call might choose again, after models were unlearned
     winners = _best_of_each(trials, families)
     names = [group.name for group in run.groups()]
-    seeds = [(winner.candidate, winner.score) for winner in winners.values()]
-    mixed = _mixed(trials, Variation(names, seeds, settings.seed)) if len(names) > 1 else []
+    seeds = [(winner.candidate, winner.rank[1]) for winner in winners.values()]
+    mixed = _mixed(trials, Variation(names, seeds, run.recipe.unlearn.retain, settings.seed))
     if mixed:
         winners["mixed"] = mixed[0]
     finalists = _finalists([*winners.items(), *(("mixed", other) for other in mixed[1:])])
@@ -73,13 +74,14 @@ def search(run: Context, families: Mapping[str, Sequence[Candidate]]) -> dict[st
     result = {
         "schema": "rumfast/search/1",
         "key": trials.key,
+        "forget": ids_digest(run.split.forget),
         "objective": settings.objective,
         "surrogates": settings.surrogates,
         "pairs": len(trials.choosing) + len(trials.deciding),
         "budget_examples": run.budget,
         "families": {name: {**winner.describe(), "tried": winner.tried} for name, winner in winners.items()},
         "finalists": {name: winner.describe() for name, winner in finalists.items()},
-        "best": max(finalists, key=lambda name: finalists[name].score),
+        "best": max(finalists, key=lambda name: finalists[name].table.final(finalists[name].number)),
         "profile": trials.profile(),
         "wall_s": trials.spent_s(),
     }
@@ -96,7 +98,11 @@ def _best_of_each(trials: Trials, families: Mapping[str, Sequence[Candidate]]) -
     ends = np.cumsum([len(each) for each in usable.values()]).tolist()
     numbers = {name: range(end - len(usable[name]), end) for name, end in zip(usable, ends, strict=True)}
     ranked = table.halve(numbers)
-    return {name: Winner(table, order[0], len(order)) for name, order in ranked.items()}
+    winners = {name: Winner(table, order[0], len(order)) for name, order in ranked.items()}
+    found = {name: winner for name, winner in winners.items() if not table.failed(winner.number)}
+    if not found:
+        raise UsageError("plan search: every candidate diverged or ran out of memory")
+    return found
 
 
 def _run(winners: Iterable[Winner], pairs: Sequence[int]) -> None:
@@ -107,20 +113,24 @@ def _run(winners: Iterable[Winner], pairs: Sequence[int]) -> None:
 
 
 def _finalists(winners: Sequence[tuple[str, Winner]]) -> dict[str, Winner]:
-    """The best of all by name; further ones of a family are numbered."""
+    """The best of all by name; further ones of a family are numbered.
+
+    Families that refine in a way of their own are controls, such as random groups.
+    """
     found: dict[str, Winner] = {}
-    for name, winner in sorted(winners, key=lambda pair: -pair[1].score)[:FINALISTS]:
+    eligible = [(name, winner) for name, winner in winners if winner.candidate.refine is None]
+    for name, winner in sorted(eligible, key=lambda pair: pair[1].rank, reverse=True)[:FINALISTS]:
         count = sum(other.partition(" ")[0] == name for other in found)
         found[f"{name} {count + 1}" if count else name] = winner
     return found
 
 
 def _mixed(trials: Trials, variation: Variation) -> list[Winner]:
-    """Mixed plans of some generations that were tried on all pairs, the best first."""
+    """Mixed plans of some generations that got as far as any of theirs, the best first."""
     config, tried = trials.config, 0
     found: list[Winner] = []
-    for generation in range(config.generations):
-        if found and trials.exhausted():
+    for generation in range(config.generations if len(variation.names) > 1 else 0):
+        if trials.exhausted():
             break
         parents = [winner.candidate for winner in found]
         children = variation.children(parents, config.children, generation)
@@ -130,11 +140,7 @@ def _mixed(trials: Trials, variation: Variation) -> list[Winner]:
         table = trials.table(f"mixed-{generation}", children)
         order = table.halve({"mixed": range(len(children))})["mixed"]
         tried += len(children)
-        last = len(table.values(order[0], trials.choosing, trials.goals))  # fewer where time ran out
-        found += [
-            Winner(table, number, 0)
-            for number in order
-            if len(table.values(number, trials.choosing, trials.goals)) == last
-        ]
-        found.sort(key=lambda winner: -winner.score)
+        most = table.rank(order[0])[0]
+        found += [Winner(table, number, 0) for number in order if table.rank(number)[0] == most]
+        found.sort(key=lambda winner: winner.rank, reverse=True)
     return [winner._replace(tried=tried) for winner in found]

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from rumfast.config import AUTO, Recipe, load_recipe
+from rumfast.data import ids_digest
 from rumfast.errors import DivergedError, PartialError, StorageError, UsageError
-from rumfast.pipeline import assess, difficulty
+from rumfast.pipeline import assess, scoring
 from rumfast.pipeline.context import Context
 from rumfast.pipeline.request import needs_of, rehearse
-from rumfast.pipeline.search import search
+from rumfast.pipeline.search import search_plans
 from rumfast.pipeline.variation import standard_families
 from rumfast.reporting.page import write_report
 from rumfast.runtime import cpu_threads, environment
@@ -80,7 +81,7 @@ class Run(Context):
     def score(self) -> dict[str, Any]:
         """Reduce the sweep to memorization scores, or read published ones; train what other scores need."""
         if "proxies" in needs_of(self.recipe):
-            difficulty.train_proxies(self)
+            scoring.train_proxies(self)
         if not self.needs_sweep:
             return {"memorization": None}
         published = self.recipe.sweep.scores
@@ -131,8 +132,8 @@ class Run(Context):
         return _columns(scores), {"published": Path(path).name, "mean": mean}
 
     def scores(self) -> dict[str, Any]:
-        """Compute every score, and how they agree; see ``difficulty.summarize_scores``."""
-        return difficulty.summarize_scores(self)
+        """Compute every score, and how they agree; see ``scoring.summarize_scores``."""
+        return scoring.summarize_scores(self)
 
     def export(self, path: str | Path) -> None:
         """Write all scores that there are as npz, Parquet or CSV.
@@ -140,7 +141,7 @@ class Run(Context):
         Raises:
             UsageError: another ending.
         """
-        write_scores(path, difficulty.existing_columns(self))
+        write_scores(path, scoring.existing_columns(self))
 
     def refine(self) -> dict[str, Any]:
         """Choose the forget set and refine it into groups."""
@@ -164,7 +165,12 @@ class Run(Context):
     def search(self) -> dict[str, Any]:
         """Search for the plan that surrogates of the forget set are unlearned best with."""
         names = [group.name for group in self.groups()]
-        return search(self, standard_families(names, self.recipe.search.algorithms))
+        return search_plans(self, standard_families(names, self.recipe.search.algorithms))
+
+    def searched(self) -> bool:
+        """Was a plan searched for this forget set before, however long?"""
+        path = self.dir.search / "result.json"
+        return path.exists() and read_json(path)["forget"] == ids_digest(self.split.forget)
 
     def unlearn(self) -> dict[str, Any]:
         """Run every plan from every original.
@@ -172,7 +178,7 @@ class Run(Context):
         Raises:
             DivergedError: names the plans that diverged; the others are done.
         """
-        if any(plan.steps == AUTO for plan in self.recipe.plans):
+        if any(plan.steps == AUTO for plan in self.recipe.plans) and not self.searched():
             self.search()
         diverged = []
         for plan in self.recipe.plans:
@@ -205,8 +211,7 @@ class Run(Context):
         return {"report": str(self.dir.report)}
 
     def _result(self) -> dict[str, Any]:
-        command = f"rumfast run {self.dir.recipe} --out {self.dir.root}"
-        return assess.merge_timing(read_json(self.dir.evaluation), read_json(self.dir.timing), command)
+        return assess.merge_timing(read_json(self.dir.evaluation), read_json(self.dir.timing), self.command)
 
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,10 +39,16 @@ class Trial(NamedTuple):
     tow_mia: float
 
 
+FAILED = Trial(0.0, 0.0)  # it diverged, or does not fit into memory
+
+
 class Trials:
     """The surrogates of one run's forget set, and the trials on them.
 
     Pair p is surrogate p % S, unlearned from original p // S.
+
+    Raises:
+        UsageError: the recipe has no budget, so that candidates could not be compared.
     """
 
     def __init__(self, run: Context, families: Mapping[str, Sequence[Candidate]]) -> None:
@@ -51,40 +56,66 @@ class Trials:
         self.config = run.recipe.search
         self.goals = GOALS[self.config.objective]
         self.originals = min(self.config.originals, run.recipe.evaluate.seeds)
+        if run.budget is None:
+            raise UsageError("unlearn.budget_epochs: plan search compares plans at one budget; give one")
         self._families = families
         self._populations: list[Population] = []
 
     @cached_property
     def key(self) -> str:
-        """Digest of all that is asked for: config, candidates, surrogates."""
+        """Digest of all that is asked for: settings, candidates, surrogates."""
         asked = {name: [one.model_dump() for one in each] for name, each in self._families.items()}
         ids = [surrogate.forget.tolist() for surrogate in self.surrogates]
-        return hashlib.sha256(json.dumps([self.config.model_dump(), asked, ids]).encode()).hexdigest()
+        settings = [self.config.model_dump(), self.originals, self.run.recipe.evaluate.mia_examples]
+        return _digest(json.dumps([settings, asked, ids]))
 
-    def _folder(self, name: str) -> Path:
-        return self.run.dir.search / self.key[:12] / name
+    def _population(self, name: str, kind: str, **fields: Any) -> Population:
+        """A population in a folder of its own, so that whatever stays the same is done once."""
+        originals = self.run.originals.root.resolve()
+        parent = {"parent": os.path.relpath(originals, self.run.dir.search.resolve() / name)}
+        spec = self.run.spec(kind, **fields, **(parent if kind == "trials" else {}))
+        root = self.run.dir.search / f"{name}-{_digest(spec.model_dump_json())[:12]}"
+        population = Population.create(root, spec)
+        self._populations.append(population)
+        return population
 
     @cached_property
     def surrogates(self) -> list[Split]:
-        """Forget sets to choose on, then those of the finals, then those to check on."""
+        """Forget sets to choose on, then those of the finals, then those to check on.
+
+        The first are drawn from one half of the other examples and the rest from the other half, as long as
+        the halves are large enough.
+        """
         run, config = self.run, self.config
+        forget, pool = run.split.forget, np.sort(np.concatenate([run.split.forget, run.split.retain]))
         wanted = config.surrogates + config.finals + config.checks
-        forget, pool = run.split.forget, np.concatenate([run.split.forget, run.split.retain])
-        seeds = [derive_seed("surrogate", self.config.seed, number) for number in range(wanted)]
-        drawn = other_classes(forget, run.data.train.label_N, np.sort(pool))
-        if len(drawn) >= wanted:
-            chosen = np.random.default_rng(seeds[0]).choice(len(drawn), wanted, replace=False)
-            sets = [drawn[index] for index in chosen]
+        draw = np.random.default_rng(derive_seed("halves", config.seed))
+        classes = other_classes(forget, run.data.train.label_N, pool)
+        if classes:
+            order = draw.permutation(len(classes))
+            sets = [classes[order[number % len(order)]] for number in range(wanted)]
         else:
+            others = draw.permutation(np.setdiff1d(pool, forget))
+            halves = np.array_split(others, 2) if len(others) >= 2 * len(forget) else [others, others]
             score_NK = np.stack(list(run.profile().values()), axis=1)
-            sets = [draw_surrogate(forget, score_NK, pool, seed) for seed in seeds]
+            sets = [
+                draw_surrogate(
+                    forget,
+                    score_NK,
+                    np.concatenate([forget, halves[int(number >= config.surrogates)]]),
+                    derive_seed("surrogate", config.seed, number),
+                )
+                for number in range(wanted)
+            ]
         return [Split(ids, np.setdiff1d(pool, ids)) for ids in sets]
 
-    def profile(self) -> dict[str, list[float]]:
-        """Mean scores of the forget set, then of each surrogate: are these alike?"""
-        sets = [self.run.split, *self.surrogates]
+    def profile(self) -> dict[str, dict[str, Any]]:
+        """Mean scores of the forget set and of each surrogate: are these alike?"""
         return {
-            name: [float(np.nanmean(score_N[split.forget])) for split in sets]
+            name: {
+                "forget": float(np.nanmean(score_N[self.run.split.forget])),
+                "surrogates": [float(np.nanmean(score_N[split.forget])) for split in self.surrogates],
+            }
             for name, score_N in self.run.profile().items()
         }
 
@@ -106,15 +137,12 @@ class Trials:
         run, members = self.run, range(self.config.oracles)
         scores = []
         for number, surrogate in enumerate(self.surrogates):
-            population = Population.create(
-                self._folder(f"oracles-{number}"),
-                run.spec("oracle", forget=surrogate.forget.tolist()),
-            )
-            self._populations.append(population)
+            population = self._population(f"oracles-{number}", "oracle", forget=surrogate.forget.tolist())
             train_members(run.engine, population, members, f"oracles of surrogate {number}")
+            seen = Split(surrogate.forget, np.setdiff1d(surrogate.retain, run.split.forget))
             scores.append(
                 assess.score_population(
-                    population, len(members), run.data, surrogate, run.recipe.evaluate.mia_examples
+                    population, len(members), run.data, seen, run.recipe.evaluate.mia_examples
                 )
             )
         return scores
@@ -123,8 +151,7 @@ class Trials:
         """Does the plan fit the groups and the budget?"""
         run, surrogate = self.run, self.surrogates[0]
         bound = bind(parse_plan(candidate.steps), self.groups(surrogate, self._refine(candidate)))
-        if run.budget is None:
-            return True
+        assert run.budget is not None
         try:
             spread_budget(bound, surrogate.retain, self._retain(candidate), run.budget, run.recipe.train)
         except UsageError:
@@ -141,27 +168,23 @@ class Trials:
         """The candidates' trials, in a population of their own."""
         run = self.run
         kinds = sorted({self._refine(candidate) for candidate in candidates})
-        root = self._folder(name)
-        population = Population.create(
-            root,
-            run.spec(
-                "trials",
-                seed=self.config.seed,
-                candidates=[
-                    CandidateSpec(steps=one.steps, refine=self._refine(one), retain=self._retain(one))
-                    for one in candidates
-                ],
-                surrogates=[
-                    SurrogateSpec(groups={kind: _stored(self.groups(surrogate, kind)) for kind in kinds})
-                    for surrogate in self.surrogates
-                ],
-                pairs=len(self.surrogates) * self.originals,
-                mia_examples=run.recipe.evaluate.mia_examples,
-                budget=run.budget,
-                parent=os.path.relpath(run.originals.root.resolve(), root.resolve()),
-            ),
+        population = self._population(
+            name,
+            "trials",
+            seed=self.config.seed,
+            forget=run.split.forget.tolist(),
+            candidates=[
+                CandidateSpec(steps=one.steps, refine=self._refine(one), retain=self._retain(one))
+                for one in candidates
+            ],
+            surrogates=[
+                SurrogateSpec(groups={kind: _stored(self.groups(surrogate, kind)) for kind in kinds})
+                for surrogate in self.surrogates
+            ],
+            pairs=len(self.surrogates) * self.originals,
+            mia_examples=run.recipe.evaluate.mia_examples,
+            budget=run.budget,
         )
-        self._populations.append(population)
         return Table(self, population, candidates)
 
     def pairs(self, first: int, last: int) -> list[int]:
@@ -223,14 +246,26 @@ class Table:
     def _trial(self, index: int, pair: int) -> Trial:
         stored = self._population.trial(index)["scores"]
         if stored is None:
-            return Trial(0.0, 0.0)  # it diverged
+            return FAILED
         oracles = self.trials.oracles[pair % len(self.trials.surrogates)]
         scores = ModelScores(**stored)
         return Trial(*(compare(metric, scores, oracles) for metric in Trial._fields))
 
-    def score(self, number: int) -> float:
-        """Mean of the objective over the pairs that plans are chosen on, as far as they were tried."""
-        pairs = [*self.trials.choosing, *self.trials.deciding]
+    def failed(self, number: int) -> bool:
+        """Did a candidate come to nothing wherever it was tried?"""
+        return all(trial == FAILED for (other, _), trial in self._known.items() if other == number)
+
+    def rank(self, number: int) -> tuple[int, float]:
+        """Number of pairs that a candidate was chosen on, and the mean of the objective: larger is better.
+
+        A mean over fewer pairs is no match for one over more: the largest of many noisy ones is too large.
+        """
+        values = self.values(number, self.trials.choosing, self.trials.goals)
+        return len(values), float(np.mean(values))
+
+    def final(self, number: int) -> float:
+        """Mean of the objective on the pairs of the finals; where there are none, those it was chosen on."""
+        pairs = self.trials.deciding or self.trials.choosing
         return float(np.mean(self.values(number, pairs, self.trials.goals)))
 
     def values(self, number: int, pairs: Sequence[int], goals: Sequence[str]) -> list[float]:
@@ -264,10 +299,13 @@ class Table:
         goals = {metric: (metric,) for metric in Trial._fields} | {"objective": trials.goals}
 
         def intervals(pairs: Sequence[int]) -> dict[str, Any]:
+            # One value per surrogate: those of its originals are alike, and so no sample of their own.
+            width = len(trials.surrogates)
+            own = [[pair for pair in pairs if pair % width == surrogate] for surrogate in range(width)]
             return {
-                name: assess.interval_dict(t_interval(values))
+                name: assess.interval_dict(t_interval([float(np.mean(each)) for each in values]))
                 for name, keys in goals.items()
-                if (values := self.values(number, pairs, keys))
+                if (values := [found for each in own if (found := self.values(number, each, keys))])
             }
 
         return {
@@ -275,6 +313,10 @@ class Table:
             "chosen_on": intervals([*trials.choosing, *trials.deciding]),
             "expected": intervals(trials.checking),
         }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _stored(groups: Sequence[Group]) -> tuple[GroupSpec, ...]:

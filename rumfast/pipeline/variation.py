@@ -14,6 +14,7 @@ from rumfast.runtime import derive_seed
 
 OPTIONS = 8  # steps that mixed plans are made of, besides none
 PARENTS = 4  # best plans so far that are varied
+RESTARTS = ("euk",)  # throw away what an earlier step of a plan did, so that only their last step counts
 LR_FACTORS = (1 / 3, 1 / 2, 2, 3)
 EPOCH_FACTORS = (1 / 2, 2)  # of one step: the budget is spread in proportion to epochs
 
@@ -41,7 +42,7 @@ def shuffle(algorithm: str) -> list[Candidate]:
     return [Candidate(steps=f"{EACH}: {text}", refine="random") for text in _calls(algorithm)]
 
 
-def rum() -> list[Candidate]:
+def paper_plans() -> list[Candidate]:
     """The paper's plan for three groups, nothing > fine-tuning > SalUn, over both grids."""
     return [
         Candidate(steps=f"low: none > mid: {mid} > high: {high}")
@@ -67,9 +68,9 @@ def standard_families(
         raise UsageError(f"search.algorithms: got {unknown[0]!r}, expected some of {', '.join(GRID)}")
     families = {name: vanilla(name) for name in chosen}
     if len(names) > 1:
-        families |= {f"{name}+rum-f": rum_f(name) for name in chosen if name != "none"}
+        families |= {f"{name}+rum-f": rum_f(name) for name in chosen if name not in ("none", *RESTARTS)}
     if set(names) == {"low", "mid", "high"} and {"none", "finetune", "salun"} <= set(chosen):
-        families["rum"] = rum()
+        families["rum"] = paper_plans()
     return families
 
 
@@ -83,17 +84,26 @@ class Variation:
     Args:
         names: of the groups.
         seeds: candidates of any family with their scores; higher is better.
+        retain: what the recipe says, for candidates that do not.
     """
 
-    def __init__(self, names: Sequence[str], seeds: Sequence[tuple[Candidate, float]], seed: int) -> None:
+    def __init__(
+        self, names: Sequence[str], seeds: Sequence[tuple[Candidate, float]], retain: Retain, seed: int
+    ) -> None:
         self.names = tuple(names)
+        self.retain = retain
         self.seed = seed
         ranked = sorted(seeds, key=lambda pair: -pair[1])
         steps = [step for candidate, _ in ranked for step in parse_plan(candidate.steps)]
         distinct = {str(replace(step, group=WHOLE)): step for step in reversed(steps)}
-        trained = [step for step in reversed(distinct.values()) if isinstance(step.config, SgdConfig)]
+        trained = [
+            step
+            for step in reversed(distinct.values())
+            if isinstance(step.config, SgdConfig) and step.algorithm not in RESTARTS
+        ]
         self.options = (*trained[:OPTIONS], parse_plan("none")[0])
-        self.firsts = [self._named(candidate) for candidate, _ in ranked if candidate.refine is None]
+        named = (self._named(candidate) for candidate, _ in ranked if candidate.refine is None)
+        self.firsts = [one for one in named if not any(name in one.steps for name in RESTARTS)]
         self._seen: set[str] = set()
 
     def children(self, parents: Sequence[Candidate], count: int, generation: int) -> list[Candidate]:
@@ -128,7 +138,7 @@ class Variation:
     def _vary(self, parents: Sequence[Candidate], draw: np.random.Generator) -> Candidate:
         """One or two changes of a parent, of which one may be a step of another."""
         parent, other = (parents[int(draw.integers(len(parents)))] for _ in range(2))
-        steps, retain = list(parse_plan(parent.steps)), parent.retain
+        steps, retain = list(parse_plan(parent.steps)), parent.retain or self.retain
         theirs = {step.group: step for step in parse_plan(other.steps)}
         for _ in range(draw.integers(1, 3)):
             change, place = draw.integers(6), draw.integers(len(steps))
@@ -136,9 +146,9 @@ class Variation:
                 option = self.options[draw.integers(len(self.options))]
                 steps[place] = replace(option, group=steps[place].group)
             elif change == 1:
-                steps[place] = _scaled(steps[place], "lr", draw.choice(LR_FACTORS))
+                steps[place] = _with_lr(steps[place], draw.choice(LR_FACTORS))
             elif change == 2:
-                steps[place] = _scaled(steps[place], "epochs", draw.choice(EPOCH_FACTORS))
+                steps[place] = _with_share(steps[place], draw.choice(EPOCH_FACTORS))
             elif change == 3:
                 following = (place + 1) % len(steps)
                 steps[place], steps[following] = steps[following], steps[place]
@@ -146,11 +156,19 @@ class Variation:
                 steps[place] = theirs[steps[place].group]
             else:
                 retain = "remaining" if retain == "final" else "final"
-        return Candidate(steps=plan_text(steps), retain=retain)
+        return Candidate(steps=plan_text(steps), retain=None if retain == self.retain else retain)
 
 
-def _scaled(step: Step, key: str, factor: float) -> Step:
+def _with_lr(step: Step, factor: float) -> Step:
     if not isinstance(step.config, SgdConfig):
         return step
-    value = float(f"{getattr(step.config, key) * factor:.2g}")
-    return replace(step, config=step.config.model_copy(update={key: value}))
+    return replace(
+        step, config=step.config.model_copy(update={"lr": float(f"{step.config.lr * factor:.2g}")})
+    )
+
+
+def _with_share(step: Step, factor: float) -> Step:
+    """The step with another share of the budget."""
+    if not isinstance(step.config, SgdConfig):
+        return step
+    return replace(step, config=step.config.scaled(float(factor)))

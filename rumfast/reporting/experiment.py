@@ -5,11 +5,9 @@ As the report of a run it is one file without script or network; the template on
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from rumfast.reporting import provenance
@@ -25,10 +23,12 @@ from rumfast.reporting.estimates import (
 )
 from rumfast.reporting.experiment_figures import difference_rows, level_panels
 from rumfast.reporting.figures import metric_bars
+from rumfast.reporting.templates import fill_template
 from rumfast.reporting.verdict import HEADLINE, metric_label, passes
 from rumfast.store import write_text
 
 TITLES = {"difficulty": "What makes unlearning hard", "rum": "Does refinement help"}
+FAILED = "cost more than the budget or failed with every setting"
 Table = dict[str, Any]
 
 
@@ -43,17 +43,8 @@ def write_experiments(path: str | os.PathLike[str], records: Sequence[Mapping[st
 
 def render(records: Sequence[Mapping[str, Any]]) -> str:
     """The page as a string, the same for the same records (``rumfast/difficulty/1`` or ``rumfast/rum/1``)."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rumfast.reporting", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    style = resources.files("rumfast.reporting").joinpath("report.css").read_text(encoding="utf-8")
-    return environment.get_template("experiment.html.j2").render(
-        style=Markup(style),
+    return fill_template(
+        "experiment.html.j2",
         name=str(records[0].get("name") or "experiment"),
         version=(records[0].get("environment") or {}).get("rumfast") or "",
         experiments=[_section(record) for record in records],
@@ -65,14 +56,25 @@ def kind_of(record: Mapping[str, Any]) -> str:
     return str(record["schema"]).split("/")[1]
 
 
+def claim_text(finding: Mapping[str, Any]) -> str:
+    """A claim with the number that was compared of those it would speak for.
+
+    >>> claim_text({"claim": "RUM^F beats vanilla in ToW", "compared": 4, "among": 12})
+    'RUM^F beats vanilla in ToW, 4 of 12 compared'
+    """
+    compared, among = finding["compared"], finding["among"]
+    return finding["claim"] if among == 1 else f"{finding['claim']}, {compared} of {among} compared"
+
+
 def finding_text(finding: Mapping[str, Any]) -> str:
     """One claim with its verdict and whom each interval speaks for.
 
-    >>> finding_text({"claim": "ToW falls as memorization rises", "held": ["a", "b"], "contradicted": [],
-    ...               "undecided": ["c"], "simultaneous": {"held": ["a"], "contradicted": []}})
-    'ToW falls as memorization rises: held for 2 of 3 (a, b), undecided for 1 (c); with Bonferroni 1 held.'
+    >>> finding_text({"claim": "ToW falls as memorization rises", "compared": 3, "among": 9,
+    ...               "held": ["a", "b"], "contradicted": [], "undecided": ["c"],
+    ...               "simultaneous": {"held": ["a"], "contradicted": []}})[:75]
+    'ToW falls as memorization rises, 3 of 9 compared: held for 2 of 3 (a, b), u'
     """
-    count = sum(len(finding[verdict]) for verdict in ("held", "contradicted", "undecided"))
+    count = finding["compared"]
     parts: list[str] = []
     for verdict in ("held", "contradicted", "undecided"):
         if names := finding[verdict]:
@@ -82,7 +84,7 @@ def finding_text(finding: Mapping[str, Any]) -> str:
     firm = [f"{len(names)} {verdict}" for verdict, names in finding["simultaneous"].items() if names]
     if finding["held"] or finding["contradicted"]:
         parts[-1] += f"; with Bonferroni {', '.join(firm) or 'none'}"
-    return f"{finding['claim']}: {', '.join(parts)}."
+    return f"{claim_text(finding)}: {', '.join(parts)}."
 
 
 def _section(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def _section(record: Mapping[str, Any]) -> dict[str, Any]:
         "notes": [*record.get("notes", ()), *_left_out(record)],
         "tables": tables,
         "figures": [Markup(svg) for svg in figures],
-        "facts": provenance.facts(record),
+        "facts": [*_profiles(record), *provenance.facts(record)],
         "definitions": [
             (metric_label(record, metric), spec["definition"]) for metric, spec in record["metrics"].items()
         ],
@@ -114,12 +116,23 @@ def _subtitle(record: Mapping[str, Any]) -> str:
     )
 
 
+def _profiles(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Are surrogates like the forget sets they stand for? One section, if anything was searched."""
+    rows = []
+    for each in record.get("sets", [record]):
+        request = each["request"] if "request" in each else each["forget"]["request"]
+        for score, mean in each["profile"].items():
+            text = f"{mean['forget']:.3g}, of its surrogates {mean['surrogates']:.3g}"
+            rows.append((f"{request}, mean {score}", text))
+    return [("Score profile of forget sets and surrogates", rows)] if rows else []
+
+
 def _left_out(record: Mapping[str, Any]) -> list[str]:
     """Plans that are missing, and why."""
     notes = []
     for each in record.get("sets", [record]):
         where = f" on {each['request']}" if "request" in each else ""
-        for key, why in (("diverged", "diverged"), ("infeasible", "cost more than the budget")):
+        for key, why in (("diverged", "diverged"), ("infeasible", FAILED)):
             if names := each.get(key):
                 notes.append(
                     f"{', '.join(names)} {why}{where} and {'is' if len(names) == 1 else 'are'} left out."
@@ -170,12 +183,21 @@ def _rum_parts(record: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
     rows = []
     for plan in record["plans"]:
         cells = [_cell(record, plan, metric, bands) for metric in metrics]
-        rows.append({"name": plan["name"], "steps": plan["steps"], "cells": [*cells, _plain(plan)]})
+        others = (cost_text(estimate(plan.get("cost")).mean), str(plan["tried"]))
+        rows.append({"name": plan["name"], "steps": plan["steps"], "cells": [*cells, *map(_plain, others)]})
     table = {
-        "title": "Plans of equal budget",
+        "title": "Plans of at most one budget",
         "first": "Plan",
-        "columns": [*(metric_label(record, metric) for metric in metrics), "Cost against retraining"],
-        "band": [*(range_text(metric, band_range(bands.get(metric))) or MISSING for metric in metrics), ""],
+        "columns": [
+            *(metric_label(record, metric) for metric in metrics),
+            "Cost against retraining",
+            "Tried",
+        ],
+        "band": [
+            *(range_text(metric, band_range(bands.get(metric))) or MISSING for metric in metrics),
+            "",
+            "",
+        ],
         "rows": rows,
     }
     figures = []
@@ -188,8 +210,8 @@ def _rum_parts(record: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
     return [table], figures
 
 
-def _plain(plan: Mapping[str, Any]) -> dict[str, Any]:
-    return {"text": cost_text(estimate(plan.get("cost")).mean), "interval": "", "place": "", "good": False}
+def _plain(text: str) -> dict[str, Any]:
+    return {"text": text, "interval": "", "place": "", "good": False}
 
 
 def _cell(

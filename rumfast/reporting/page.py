@@ -8,11 +8,9 @@ import base64
 import io
 import os
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
@@ -32,6 +30,7 @@ from rumfast.reporting.estimates import (
     standing,
 )
 from rumfast.reporting.figures import cost_scatter, memorization_histogram, metric_bars
+from rumfast.reporting.templates import fill_template
 from rumfast.reporting.verdict import cautions, metric_label, passes, verdict
 from rumfast.store import write_bytes
 
@@ -61,17 +60,8 @@ def render(result: Mapping[str, Any], images: Mapping[str, Any]) -> str:
     with a uint8 HWC ``image``), ``neighbours`` (an ``example`` and its ``nearest`` with their ``distance``),
     ``score_N``, ``forget_mask_N`` and ``flipped_mask_N``; any may be missing.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rumfast.reporting", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    style = resources.files("rumfast.reporting").joinpath("report.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html.j2").render(
-        style=Markup(style),
+    return fill_template(
+        "report.html.j2",
         name=result.get("name") or "unlearning",
         subtitle=provenance.subtitle(result),
         verdict=verdict(result),

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from rumfast.data import Dataset
-from rumfast.errors import DataError, DivergedError, MismatchError
+from rumfast.errors import DataError, DivergedError, MismatchError, UsageError
 from rumfast.evaluation import score_model
 from rumfast.inference import predict
 from rumfast.plans import bind, parse_plan, run_plan, spread_budget
@@ -47,16 +47,16 @@ def _outcome(learner: Learner, population: Population, index: int, data: Dataset
     before = learner.examples
     try:
         run_plan(learner, bound, retain, mode=candidate.retain, seed=spec.member_seed(pair))
-    except DivergedError:
-        return {"index": index, "scores": None, "examples": learner.examples - before}
-    predictions = predict(learner.model, data)
+        predictions = predict(learner.model, data)
+    except (DivergedError, UsageError) as error:  # or it does not fit into this machine's memory
+        return {"index": index, "scores": None, "examples": learner.examples - before, "reason": str(error)}
     scores = score_model(
         predictions.train_NC,
         predictions.test_NC,
         data.train.label_N,
         data.test.label_N,
         forget,
-        retain,
+        np.setdiff1d(retain, spec.forget),  # what is to be forgotten in the end tells nothing of retaining
         mia_examples=spec.mia_examples,
     )
     return {"index": index, "scores": scores._asdict(), "examples": learner.examples - before}

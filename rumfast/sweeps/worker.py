@@ -120,9 +120,9 @@ def train_record(learner: Learner, spec: PopulationSpec, index: int, data: Datas
     nothing = np.empty(0, bool), np.empty(0, bool), np.empty(0, dtype), np.empty(0, dtype)
     try:
         learner.fit(ids, spec.member_seed(index), None if events is None else events.add)
+        predictions = predict(learner.model, data)
     except DivergedError:
         return MemberRecord(index, include_N, *nothing, spec.data.fingerprint, diverged=True)
-    predictions = predict(learner.model, data)
     train, test = (predictions.margins(part, ("margin", "correct")) for part in ("train", "test"))
     return MemberRecord(
         index,

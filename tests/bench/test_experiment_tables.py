@@ -31,7 +31,7 @@ def test_difficulty_table_has_a_column_for_each_set_in_its_order(difficulty_reco
 
 
 def test_what_is_left_out_is_named_with_its_reason(difficulty_record, rum_record):
-    assert "`influence` at entanglement low cost more than the budget" in difficulty_table("tow")(
+    assert "`influence` at entanglement low cost more than the budget or failed" in difficulty_table("tow")(
         difficulty_record
     )
     assert "Left out: `salun` diverged." in plans_table(rum_record)
@@ -47,7 +47,7 @@ def test_setting_reckons_minutes_from_the_workers_seconds(difficulty_record):
 def test_plans_in_the_band_are_bold(rum_record):
     table = rows(plans_table(rum_record))
     assert table["`auto`"][0].startswith("**0.933**") and table["`rum`"][0].startswith("0.850 ±")
-    assert table["`auto`"][-1] == "25%"
+    assert table["`auto`"][-2:] == ["25%", "40"] and table["`rum`"][-1] == "4"
     assert "`auto` is `all: auto`" in plans_table(rum_record)
 
 
@@ -57,6 +57,7 @@ def test_differences_are_bold_where_the_interval_excludes_zero(rum_record):
     assert table["`finetune+rum-f` − `finetune`"] == ["**+0.103** ± 0.014 †"] * 2
     assert table["`finetune+rum-f` − `finetune+shuffle`"] == ["+0.000 ± 0.000"] * 2
     assert table["`rum` − `rum+reversed`"][0].startswith("+0.010")
+    assert "`auto` (40) − `finetune` (4)" in table
     assert f"{rum_record['intervals']} intervals at 95 %" in differences_table(rum_record)
 
 
@@ -65,9 +66,10 @@ def test_a_difference_that_does_not_hold_for_all_together_has_no_mark(rum_record
     assert rows(differences_table(rum_record))["`finetune+rum-f` − `finetune`"][0] == "**+0.103** ± 0.014"
 
 
-def test_findings_table_counts_and_names(difficulty_record):
+def test_findings_table_counts_and_names(difficulty_record, rum_record):
     table = rows(findings_table(difficulty_record))
     assert table["ToW falls as memorization rises"] == ["1: `finetune` †", "0", "0", "held"]
+    assert "RUM^F beats vanilla in ToW, 1 of 2 compared" in rows(findings_table(rum_record))
     relabelling = table["ToW falls as memorization rises, relabelling methods"]
     assert relabelling[1].startswith("1: `salun`") and relabelling[3] == "contradicted"
 

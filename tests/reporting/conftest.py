@@ -1,5 +1,7 @@
 """A realistic summary of a run on the digits, with the images and scores that go beside it."""
 
+import html.parser
+
 import numpy as np
 import pytest
 
@@ -133,3 +135,41 @@ def result():
 @pytest.fixture
 def images():
     return make_images()
+
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Outline(html.parser.HTMLParser):
+    """Checks that tags close in order and collects attributes, ids and visible text."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+@pytest.fixture
+def outline():
+    """Reads a page."""
+    return Outline

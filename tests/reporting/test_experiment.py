@@ -1,6 +1,5 @@
 """The page of an experiment, and its figures read back from the SVG."""
 
-import html.parser
 import re
 import xml.etree.ElementTree as ET
 
@@ -12,7 +11,6 @@ from rumfast.reporting.experiment import finding_text, render, write_experiments
 from rumfast.reporting.experiment_figures import difference_rows, level_panels
 
 SVG = "{http://www.w3.org/2000/svg}"
-VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
 def dot_xy(svg, name):
@@ -89,38 +87,9 @@ def test_no_rows_are_still_a_picture(draw):
 # ---- the page ---------------------------------------------------------------------------------------------
 
 
-class Outline(html.parser.HTMLParser):
-    """Checks that tags close in order and collects what is needed below."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.attributes, self.words = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-
-def test_page_of_both_experiments_is_balanced_and_self_contained(difficulty_record, rum_record):
+def test_page_of_both_experiments_is_balanced_and_self_contained(difficulty_record, rum_record, outline):
     text = render([difficulty_record, rum_record])
-    page = Outline(text)
+    page = outline(text)
     assert "script" not in page.tags and "link" not in page.tags
     assert set(re.findall(r"https?://[^\s\"'<]+", text)) == {
         "http://www.w3.org/2000/svg",
@@ -134,16 +103,21 @@ def test_page_of_both_experiments_is_balanced_and_self_contained(difficulty_reco
     assert text.count("<svg") == 6 + 4 and text.count("<th ") == text.count('<th scope="')
 
 
-def test_page_says_every_finding_number_and_what_is_left_out(difficulty_record, rum_record):
-    page = Outline(render([difficulty_record, rum_record]))
+def test_page_says_every_finding_number_and_what_is_left_out(difficulty_record, rum_record, outline):
+    page = outline(render([difficulty_record, rum_record]))
     for record in (difficulty_record, rum_record):
         for finding in record["findings"]:
             assert finding_text(finding) in page.text
     assert "ToW falls as memorization rises: held (finetune); with Bonferroni 1 held." in page.text
+    assert "RUM^F beats vanilla in ToW, 1 of 2 compared: held (finetune+rum-f − finetune)" in page.text
     assert "salun diverged on" not in page.text and "salun diverged and is left out." in page.text
-    assert "influence cost more than the budget on entanglement:low:20 and is left out." in page.text
+    why = "cost more than the budget or failed with every setting"
+    assert f"influence {why} on entanglement:low:20 and is left out." in page.text
     for plan in rum_record["plans"]:
         assert plan["name"] in page.text and f"{plan['metrics']['tow']['mean']:.3f}" in page.text
+    assert page.text.count("memorization:low:20, mean memorization 0.123, of its surrogates 0.119") == 1
+    assert "memorization:mixed:30, mean distance 2.5, of its surrogates 2.75" in page.text
+    assert "auto (40) − finetune (4)" in page.text and "rum − rum+reversed" in page.text
     assert "6 forget sets of 20 among 200 training examples of digits; 3 seeds, 4 oracles" in page.text
 
 
@@ -154,11 +128,11 @@ def test_dots_of_plans_come_best_first(rum_record):
     assert order == sorted(order)
 
 
-def test_hostile_names_stay_text(difficulty_record):
+def test_hostile_names_stay_text(difficulty_record, outline):
     hostile = '<script>alert("x")</script>&amp;$\\frac$ " onload="x'
     difficulty_record["name"] = difficulty_record["notes"][0] = hostile
     difficulty_record["findings"][0]["claim"] = difficulty_record["differences"][0]["claim"] = hostile
-    page = Outline(render([difficulty_record]))
+    page = outline(render([difficulty_record]))
     assert "script" not in page.tags and page.text.count(hostile) >= 3
     assert not any(name.startswith("on") for name, _ in page.attributes)
 

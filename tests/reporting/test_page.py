@@ -1,7 +1,6 @@
 """The page is whole, safe, self-contained and says what the summary says."""
 
 import base64
-import html.parser
 import io
 import os
 import re
@@ -13,41 +12,10 @@ from PIL import Image
 from rumfast.errors import StorageError, UsageError
 from rumfast.reporting.page import png_uri, render, write_report
 
-VOID = {"meta", "img", "br", "link", "hr", "input"}
 
-
-class Outline(html.parser.HTMLParser):
-    """Checks that tags close in order and collects attributes, ids and visible text."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.attributes, self.words = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-
-def test_page_is_balanced_self_contained_and_has_no_script(result, images):
+def test_page_is_balanced_self_contained_and_has_no_script(result, images, outline):
     text = render(result, images)
-    page = Outline(text)
+    page = outline(text)
     assert "script" not in page.tags and "link" not in page.tags
     for name, value in page.attributes:
         assert not name.startswith("on")
@@ -61,8 +29,8 @@ def test_page_is_balanced_self_contained_and_has_no_script(result, images):
     assert "@import" not in text and "url(http" not in text
 
 
-def test_ids_are_unique_and_local_references_resolve(result, images):
-    page = Outline(render(result, images))
+def test_ids_are_unique_and_local_references_resolve(result, images, outline):
+    page = outline(render(result, images))
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     used = {value[1:] for name, value in page.attributes if name.endswith("href")}
@@ -81,8 +49,8 @@ def test_same_input_gives_the_same_bytes(result, images, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_every_plan_and_number_is_there_rightly_rounded(result, images):
-    page = Outline(render(result, images))
+def test_every_plan_and_number_is_there_rightly_rounded(result, images, outline):
+    page = outline(render(result, images))
     for plan in result["plans"]:
         assert plan["name"] in page.text
         for metric, value in plan["metrics"].items():
@@ -108,8 +76,8 @@ def test_tables_and_figures_are_accessible(result, images):
     assert len(re.findall(r"<img [^>]*alt=\"[^\"]+\"", text)) == text.count("<img ") == 32
 
 
-def test_forgotten_examples_stand_before_the_neighbours_that_stay(result, images):
-    text = Outline(render(result, images)).text
+def test_forgotten_examples_stand_before_the_neighbours_that_stay(result, images, outline):
+    text = outline(render(result, images)).text
     assert "What stays nearby" in text
     row = [
         text.index(f"id {example}")
@@ -118,33 +86,33 @@ def test_forgotten_examples_stand_before_the_neighbours_that_stay(result, images
     assert row == sorted(row)
     assert "0.91" in text and "0.0123" in text
     del images["neighbours"]
-    assert "What stays nearby" not in Outline(render(result, images)).text
+    assert "What stays nearby" not in outline(render(result, images)).text
 
 
 HOSTILE = '<script>alert("x")</script>&amp;$\\frac$ " onload="x'
 
 
-def test_hostile_names_stay_text(result, images):
+def test_hostile_names_stay_text(result, images, outline):
     result["name"] = result["command"] = HOSTILE
     result["dataset"]["classes"][3] = HOSTILE
     result["plans"][4]["name"] = result["plans"][4]["steps"] = HOSTILE
     result["metrics"]["tow"]["label"] = result["metrics"]["tow"]["definition"] = HOSTILE
     result["forget"]["groups"][0]["name"] = result["environment"]["hardware"] = HOSTILE
     images["most"][0]["label"] = images["most"][0]["clean_label"] = HOSTILE
-    page = Outline(render(result, images))
+    page = outline(render(result, images))
     assert "script" not in page.tags
     assert not any(name.startswith("on") for name, _ in page.attributes)
     assert page.text.count(HOSTILE) >= 7
 
 
-def test_names_from_other_scripts_and_of_any_length(result, images):
+def test_names_from_other_scripts_and_of_any_length(result, images, outline):
     result["plans"][0]["name"] = "忘却の計画"
     result["plans"][1]["name"] = "long-" * 60
-    page = Outline(render(result, images))
+    page = outline(render(result, images))
     assert "忘却の計画" in page.text and "long-" * 60 in page.text
 
 
-def test_nulls_nan_one_plan_and_one_seed(result, images):
+def test_nulls_nan_one_plan_and_one_seed(result, images, outline):
     plan = result["plans"][4]
     for value in plan["metrics"].values():
         value |= {"low": None, "high": None}
@@ -155,22 +123,22 @@ def test_nulls_nan_one_plan_and_one_seed(result, images):
     images["flipped_mask_N"] = np.zeros(1400, dtype=bool)
     images["score_N"] = np.full(1400, np.nan)
     images["most"][0] |= {"score": float("nan"), "clean_label": None}
-    page = Outline(render(result, images))
+    page = outline(render(result, images))
     assert "25%" in page.text and "One seed per plan" in page.text and "class 99" in page.text
     assert not re.search(r"\b(nan|None)\b", page.text)
 
 
-def test_the_least_a_summary_can_hold():
-    page = Outline(render({"plans": []}, {}))
+def test_the_least_a_summary_can_hold(outline):
+    page = outline(render({"plans": []}, {}))
     assert "No verdict" in page.text and "Examples" not in page.text and "Figures" not in page.text
 
 
-def test_no_bands_means_no_judgement(result, images):
+def test_no_bands_means_no_judgement(result, images, outline):
     result["bands"] = {}
     for plan in result["plans"]:
         for value in plan["metrics"].values():
             del value["inside"]
-    page = Outline(render(result, images))
+    page = outline(render(result, images))
     assert "No verdict" in page.text and "in band" not in page.text
 
 

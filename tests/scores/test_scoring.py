@@ -14,7 +14,7 @@ from rumfast.bench.score_tables import scores_table
 from rumfast.config import Recipe, dump_recipe, parse_recipe
 from rumfast.errors import DataError, UsageError
 from rumfast.pipeline import Run
-from rumfast.pipeline.difficulty import costs
+from rumfast.pipeline.scoring import costs
 from rumfast.scores import SCORES, rising
 from rumfast.store import read_json, read_npz, write_npz
 from rumfast.sweeps import Population
