@@ -90,13 +90,16 @@ def _show(result: Mapping[str, Any]) -> None:
         f"{min(each['surrogates']):.3g}–{max(each['surrogates']):.3g})"
         for name, each in result["profile"].items()
     )
+    shared = (
+        "" if result["overlap"] is None else f", with {result['overlap']:.0%} of their examples in others"
+    )
     best = plans[result["best"]]
     checked = len(best["expected"]["tow"]["values"]) if best["expected"] else 0
     console().print(
         f"Chosen: {result['best']}, {best['steps']}\n"
         f"Chosen by the {GOALS[result['objective']]} on up to {result['pairs']} pairs of original and "
         "surrogate, which flatters what was chosen. ToW and ToW-MIA of the finalists, mean ± half of the "
-        f"95 % t-interval, are from {checked} surrogates that no choice depended on. "
+        f"95 % t-interval, are from {checked} surrogates that no choice depended on{shared}. "
         f"Mean scores of the forget set: {alike}; where surrogates are easier, expect less. "
         f"{result['wall_s']:.0f} s of training and trying.",
         highlight=False,

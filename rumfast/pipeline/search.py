@@ -51,8 +51,9 @@ def search_plans(run: Context, families: Mapping[str, Sequence[Candidate]]) -> d
         What is written to ``search/result.json``: per family its best candidate with the ToW and ToW-MIA it
         had where it was chosen (``chosen_on``, too good by the choice). The best of these and of all mixed
         plans, the ``finalists``, meet on further surrogates; ``best`` is the one that did best there.
-        Finalists also have what they came to on surrogates that no choice depends on (``expected``). All
-        intervals are 95 % t-intervals over surrogates, which share the originals.
+        Finalists also have what they came to on surrogates that no choice depends on (``expected``), which
+        share ``overlap`` of their examples with the others. All intervals are 95 % t-intervals over
+        surrogates, which share the originals.
 
     Raises:
         UsageError: the recipe has no budget, or no candidate fits groups and budget.
@@ -83,6 +84,7 @@ def search_plans(run: Context, families: Mapping[str, Sequence[Candidate]]) -> d
         "finalists": {name: winner.describe() for name, winner in finalists.items()},
         "best": max(finalists, key=lambda name: finalists[name].table.final(finalists[name].number)),
         "profile": trials.profile(),
+        "overlap": trials.overlap(),
         "wall_s": trials.spent_s(),
     }
     write_json(path, result)
@@ -118,7 +120,7 @@ def _finalists(winners: Sequence[tuple[str, Winner]]) -> dict[str, Winner]:
     Families that refine in a way of their own are controls, such as random groups.
     """
     found: dict[str, Winner] = {}
-    eligible = [(name, winner) for name, winner in winners if winner.candidate.refine is None]
+    eligible = [pair for pair in winners if pair[1].candidate.refine is None] or winners
     for name, winner in sorted(eligible, key=lambda pair: pair[1].rank, reverse=True)[:FINALISTS]:
         count = sum(other.partition(" ")[0] == name for other in found)
         found[f"{name} {count + 1}" if count else name] = winner

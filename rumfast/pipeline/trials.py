@@ -83,31 +83,28 @@ class Trials:
     def surrogates(self) -> list[Split]:
         """Forget sets to choose on, then those of the finals, then those to check on.
 
-        The first are drawn from one half of the other examples and the rest from the other half, as long as
-        the halves are large enough.
+        They may share examples. Sets that do not would have to be easier than the forget set, since examples
+        that are hard to forget are few, and then other hyper-parameters win (see ``bench/LOG.md``).
         """
         run, config = self.run, self.config
         forget, pool = run.split.forget, np.sort(np.concatenate([run.split.forget, run.split.retain]))
         wanted = config.surrogates + config.finals + config.checks
-        draw = np.random.default_rng(derive_seed("halves", config.seed))
+        seeds = [derive_seed("surrogate", config.seed, number) for number in range(wanted)]
         classes = other_classes(forget, run.data.train.label_N, pool)
         if classes:
-            order = draw.permutation(len(classes))
+            order = np.random.default_rng(seeds[0]).permutation(len(classes))
             sets = [classes[order[number % len(order)]] for number in range(wanted)]
         else:
-            others = draw.permutation(np.setdiff1d(pool, forget))
-            halves = np.array_split(others, 2) if len(others) >= 2 * len(forget) else [others, others]
             score_NK = np.stack(list(run.profile().values()), axis=1)
-            sets = [
-                draw_surrogate(
-                    forget,
-                    score_NK,
-                    np.concatenate([forget, halves[int(number >= config.surrogates)]]),
-                    derive_seed("surrogate", config.seed, number),
-                )
-                for number in range(wanted)
-            ]
+            sets = [draw_surrogate(forget, score_NK, pool, seed) for seed in seeds]
         return [Split(ids, np.setdiff1d(pool, ids)) for ids in sets]
+
+    def overlap(self) -> float | None:
+        """Share of the examples to check on that plans were chosen on too; None where nothing is checked."""
+        last = self.config.surrogates + self.config.finals
+        chosen = np.unique(np.concatenate([split.forget for split in self.surrogates[:last]]))
+        shares = [np.isin(split.forget, chosen).mean() for split in self.surrogates[last:]]
+        return float(np.mean(shares)) if shares else None
 
     def profile(self) -> dict[str, dict[str, Any]]:
         """Mean scores of the forget set and of each surrogate: are these alike?"""
