@@ -30,7 +30,7 @@ class Windows(NamedTuple):
 
         >>> windows = Windows(2, np.array([0, 3, 6, 9]), np.array([8.0, 100.0, 9.0, 1.0]))
         >>> [windows.at(level) for level in ("low", "mid", "high")]
-        [3, 0, 1]
+        [3, 2, 1]
         """
         order_W = np.argsort(self.entanglement_W, kind="stable")
         if level != "mid":
