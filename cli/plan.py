@@ -75,15 +75,15 @@ def _show(result: Mapping[str, Any]) -> None:
     table = Table(title="What to expect, by family of plans", title_justify="left")
     table.add_column("family")
     table.add_column("its best plan", overflow="fold")
-    for label in ("chosen by", "ToW", "ToW-MIA"):
+    for label in ("worth", "ToW", "ToW-MIA"):
         table.add_column(label, justify="right", no_wrap=True)
     plans = result["families"] | result["finalists"]
-    for name in sorted(plans, key=lambda name: -plans[name]["chosen_on"]["objective"]["mean"]):
+    for name in sorted(plans, key=lambda name: -plans[name]["worth"]):
         found = plans[name]
         marks = [found[key] for key in ("refine", "retain") if found[key]]
         text = found["steps"] + (f" [{', '.join(marks)}]" if marks else "")
         values = [_interval(found["expected"].get(metric)) for metric in ("tow", "tow_mia")]
-        table.add_row(name, escape(text), f"{found['chosen_on']['objective']['mean']:.3f}", *values)
+        table.add_row(name, escape(text), f"{found['worth']:.3f}", *values)
     console().print(table)
     alike = ", ".join(
         f"{name.replace('_', ' ')} {each['forget']:.3g} (surrogates "
@@ -97,8 +97,8 @@ def _show(result: Mapping[str, Any]) -> None:
     checked = len(best["expected"]["tow"]["values"]) if best["expected"] else 0
     console().print(
         f"Chosen: {result['best']}, {best['steps']}\n"
-        f"Chosen by the {GOALS[result['objective']]} on up to {result['pairs']} pairs of original and "
-        "surrogate, which flatters what was chosen. ToW and ToW-MIA of the finalists, mean ± half of the "
+        f"Worth: {GOALS[result['objective']]} on up to {result['pairs']} pairs of original and "
+        f"surrogate, less {result['caution']:g} standard deviations; it flatters what was chosen. ToW and ToW-MIA of the finalists, mean ± half of the "
         f"95 % t-interval, are from {checked} surrogates that no choice depended on{shared}. "
         f"Mean scores of the forget set: {alike}; where surrogates are easier, expect less. "
         f"{result['wall_s']:.0f} s of training and trying.",

@@ -143,6 +143,8 @@ class SearchConfig(Strict):
 
     algorithms: tuple[str, ...] | None = None  # to try; None: all
     objective: Literal["mean", "tow", "tow_mia"] = "mean"  # the mean of ToW and ToW-MIA, or one of them
+    # Standard deviations over pairs taken off a plan's mean: one model is unlearned, not the average of many.
+    caution: Rate = 1.0
     surrogates: Positive = 3  # forget sets to choose each family's best on
     finals: Annotated[int, Field(ge=0)] = 2  # further ones, for the choice among the best of all
     checks: Annotated[int, Field(ge=0)] = 3  # further ones, on which no choice depends: what to expect

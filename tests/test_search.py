@@ -121,11 +121,11 @@ def test_a_third_goes_on_to_more_pairs_and_the_best_to_those_set_aside(found):
         assert further == ({2, 3, 6, 7} if steps[number] in finalists else set())
 
 
-def test_the_best_is_the_best_of_the_finalists_where_it_was_chosen(found):
+def test_the_best_is_the_worthiest_of_the_finalists(found):
     _, result = found
     finalists, families = result["finalists"], result["families"]
-    scores = {name: each["chosen_on"]["objective"]["values"][-1] for name, each in finalists.items()}
-    assert scores[result["best"]] == max(scores.values())  # in the finals, whose surrogate comes last
+    scores = {name: each["worth"] for name, each in finalists.items()}
+    assert scores[result["best"]] == max(scores.values())
     assert set(FAMILIES) | {"mixed"} <= set(scores)
     assert {name: each["tried"] for name, each in families.items()} == {
         "none": 1,
@@ -139,6 +139,22 @@ def test_the_best_is_the_best_of_the_finalists_where_it_was_chosen(found):
             tow, mia, both = (each[where][key]["values"] for key in ("tow", "tow_mia", "objective"))
             assert len(tow) == surrogates and np.allclose(both, (np.array(tow) + mia) / 2)
             assert all(0 <= value <= 1 for value in (*tow, *mia))
+
+
+@pytest.mark.parametrize("caution", [0.0, 2.0])
+def test_worth_takes_standard_deviations_off_the_mean_of_all_pairs_that_choices_depend_on(
+    found, refined, caution
+):
+    _, expected = found
+    made = refined("cautious", search=SMALL | {"caution": caution})
+    result = search_plans(made, FAMILIES)
+    assert result["families"]["none"]["chosen_on"] == expected["families"]["none"]["chosen_on"]
+    table = Trials(made, FAMILIES).table("families", [one for each in FAMILIES.values() for one in each])
+    pairs = [0, 1, 4, 5, 2, 6] if "none" in result["finalists"] else [0, 1, 4, 5]
+    table.run([0], pairs)
+    values = table.values(0, pairs, ("tow", "tow_mia"))
+    assert result["families"]["none"]["worth"] == pytest.approx(np.mean(values) - caution * np.std(values))
+    assert np.std(values) > 0
 
 
 def test_none_is_worth_the_same_as_its_own_trials_say(found):

@@ -41,7 +41,7 @@ def rum_plans(found: Mapping[str, Any], mode: str) -> list[PlanConfig]:
     """
     chosen = {plan.name: plan for plan in best_plans(found)[1:]}
     whole = [name for name in chosen if name in ALGORITHMS]
-    best = max(whole, key=lambda name: found["families"][name]["chosen_on"]["objective"]["mean"], default="")
+    best = max(whole, key=lambda name: found["families"][name]["worth"], default="")
     refined = [name for name in whole if name in {*REFINED, best}]
     names = [*whole, *(f"{name}+{kind}" for name in refined for kind in ("rum-f", "shuffle"))]
     plans = [NONE, *(chosen[name] for name in names if name in chosen)]

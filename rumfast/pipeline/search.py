@@ -49,9 +49,10 @@ def search_plans(run: Context, families: Mapping[str, Sequence[Candidate]]) -> d
 
     Returns:
         What is written to ``search/result.json``: per family its best candidate with the ToW and ToW-MIA it
-        had where it was chosen (``chosen_on``, too good by the choice). The best of these and of all mixed
-        plans, the ``finalists``, meet on further surrogates; ``best`` is the one that did best there.
-        Finalists also have what they came to on surrogates that no choice depends on (``expected``), which
+        had where it was chosen (``chosen_on``, too good by the choice) and its ``worth``, the objective's
+        mean less ``caution`` standard deviations. The best of these and of all mixed plans, the
+        ``finalists``, meet on further surrogates; ``best`` is worth most on all pairs that choices
+        depend on. Finalists also have what they came to on surrogates that no choice depends on (``expected``), which
         share ``overlap`` of their examples with the others. All intervals are 95 % t-intervals over
         surrogates, which share the originals.
 
@@ -77,12 +78,13 @@ def search_plans(run: Context, families: Mapping[str, Sequence[Candidate]]) -> d
         "key": trials.key,
         "forget": ids_digest(run.split.forget),
         "objective": settings.objective,
+        "caution": settings.caution,
         "surrogates": settings.surrogates,
         "pairs": len(trials.choosing) + len(trials.deciding),
         "budget_examples": run.budget,
         "families": {name: {**winner.describe(), "tried": winner.tried} for name, winner in winners.items()},
         "finalists": {name: winner.describe() for name, winner in finalists.items()},
-        "best": max(finalists, key=lambda name: finalists[name].table.final(finalists[name].number)),
+        "best": max(finalists, key=lambda name: finalists[name].table.worth(finalists[name].number)),
         "profile": trials.profile(),
         "overlap": trials.overlap(),
         "wall_s": trials.spent_s(),

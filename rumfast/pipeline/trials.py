@@ -253,17 +253,20 @@ class Table:
         return all(trial == FAILED for (other, _), trial in self._known.items() if other == number)
 
     def rank(self, number: int) -> tuple[int, float]:
-        """Number of pairs that a candidate was chosen on, and the mean of the objective: larger is better.
+        """Number of pairs that a candidate was chosen on, and its worth there: larger is better.
 
         A mean over fewer pairs is no match for one over more: the largest of many noisy ones is too large.
         """
-        values = self.values(number, self.trials.choosing, self.trials.goals)
-        return len(values), float(np.mean(values))
+        return len(self.values(number, self.trials.choosing, self.trials.goals)), self.worth(number)
 
-    def final(self, number: int) -> float:
-        """Mean of the objective on the pairs of the finals; where there are none, those it was chosen on."""
-        pairs = self.trials.deciding or self.trials.choosing
-        return float(np.mean(self.values(number, pairs, self.trials.goals)))
+    def worth(self, number: int, pairs: Sequence[int] | None = None) -> float:
+        """Mean of the objective less ``caution`` standard deviations, over ``pairs``.
+
+        None: all pairs that choices depend on. Some algorithms do well on most models and badly on a few.
+        """
+        chosen = [*self.trials.choosing, *self.trials.deciding] if pairs is None else pairs
+        values = self.values(number, chosen, self.trials.goals)
+        return float(np.mean(values) - self.trials.config.caution * np.std(values))
 
     def values(self, number: int, pairs: Sequence[int], goals: Sequence[str]) -> list[float]:
         """Mean over ``goals`` of a candidate's trials on those ``pairs`` that were run."""
@@ -276,14 +279,14 @@ class Table:
         All start with two pairs; a third of them goes on to two more, and so on. Those that were tried on
         more pairs come first. Out of time, the rungs that are left fall away.
         """
-        trials, goals = self.trials, self.trials.goals
+        trials = self.trials
         ranked = {name: list(numbers) for name, numbers in families.items()}
         alive, pairs = {name: len(numbers) for name, numbers in ranked.items()}, RUNG
         while True:
             tried = trials.choosing[:pairs]
             self.run([n for name, size in alive.items() for n in ranked[name][:size]], tried)
             for name, size in alive.items():
-                best = sorted(ranked[name][:size], key=lambda n: -np.mean(self.values(n, tried, goals)))
+                best = sorted(ranked[name][:size], key=lambda n: -self.worth(n, tried))
                 ranked[name][:size] = best
             if len(tried) == len(trials.choosing) or trials.exhausted():
                 return ranked
@@ -307,6 +310,7 @@ class Table:
 
         return {
             **candidate.model_dump(),
+            "worth": self.worth(number),
             "chosen_on": intervals([*trials.choosing, *trials.deciding]),
             "expected": intervals(trials.checking),
         }
