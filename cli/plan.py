@@ -98,8 +98,9 @@ def _show(result: Mapping[str, Any]) -> None:
     console().print(
         f"Chosen: {result['best']}, {best['steps']}\n"
         f"Worth: {GOALS[result['objective']]} on up to {result['pairs']} pairs of original and "
-        f"surrogate, less {result['caution']:g} standard deviations; it flatters what was chosen. ToW and ToW-MIA of the finalists, mean ± half of the "
-        f"95 % t-interval, are from {checked} surrogates that no choice depended on{shared}. "
+        f"surrogate, less {result['caution']:g} standard deviations; it flatters what was chosen. "
+        "ToW and ToW-MIA of the finalists, mean ± half of the 95 % t-interval, are "
+        f"from {checked} surrogates that no choice depended on{shared}. "
         f"Mean scores of the forget set: {alike}; where surrogates are easier, expect less. "
         f"{result['wall_s']:.0f} s of training and trying.",
         highlight=False,

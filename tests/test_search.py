@@ -360,3 +360,13 @@ def test_what_starts_anew_is_no_step_of_a_mixed_plan():
     children = Variation(("low", "high"), seeds, "remaining", 0).children([], 6, generation=0)
     assert children and not any("euk" in child.steps for child in children)
     assert "euk+rum-f" not in standard_families(["low", "high"])
+
+
+@pytest.mark.parametrize("originals, times, distinct", [(10, 3, 10), (2, 2, 2), (5, 1, 4), (3, 3, 3)])
+def test_pairs_see_as_many_originals_as_there_are(found, originals, times, distinct):
+    made, _ = found
+    spec = trials_of(made)["families"].spec.model_copy(update={"pairs": 4 * times, "originals": originals})
+    pairs = [spec.pair(number) for number in range(4 * times)]
+    assert len(set(pairs)) == len(pairs)  # no surrogate meets an original twice
+    assert [surrogate for surrogate, _ in pairs] == [0, 1, 2, 3] * times
+    assert len({original for _, original in pairs}) == distinct

@@ -52,9 +52,9 @@ def search_plans(run: Context, families: Mapping[str, Sequence[Candidate]]) -> d
         had where it was chosen (``chosen_on``, too good by the choice) and its ``worth``, the objective's
         mean less ``caution`` standard deviations. The best of these and of all mixed plans, the
         ``finalists``, meet on further surrogates; ``best`` is worth most on all pairs that choices
-        depend on. Finalists also have what they came to on surrogates that no choice depends on (``expected``), which
-        share ``overlap`` of their examples with the others. All intervals are 95 % t-intervals over
-        surrogates, which share the originals.
+        depend on. Finalists also have what they came to on surrogates that no choice depends on
+        (``expected``), which share ``overlap`` of their examples with the others. All intervals are 95 %
+        t-intervals over surrogates.
 
     Raises:
         UsageError: the recipe has no budget, or no candidate fits groups and budget.

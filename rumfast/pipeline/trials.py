@@ -45,7 +45,7 @@ FAILED = Trial(0.0, 0.0)  # it diverged, or does not fit into memory
 class Trials:
     """The surrogates of one run's forget set, and the trials on them.
 
-    Pair p is surrogate p % S, unlearned from original p // S.
+    Pair p is surrogate p % S, unlearned from one of its originals, see ``PopulationSpec.pair``.
 
     Raises:
         UsageError: the recipe has no budget, so that candidates could not be compared.
@@ -179,13 +179,14 @@ class Trials:
                 for surrogate in self.surrogates
             ],
             pairs=len(self.surrogates) * self.originals,
+            originals=run.recipe.evaluate.seeds,
             mia_examples=run.recipe.evaluate.mia_examples,
             budget=run.budget,
         )
         return Table(self, population, candidates)
 
     def pairs(self, first: int, last: int) -> list[int]:
-        """Pairs of surrogates ``first`` to ``last`` - 1 with each original, one original after another."""
+        """Pairs of surrogates ``first`` to ``last`` - 1, each once, then each with its next original."""
         width = len(self.surrogates)
         return [
             original * width + surrogate

@@ -100,7 +100,7 @@ class PopulationSpec(Strict):
     keep scores of the training examples and no model.
 
     ``trials`` keep no model: member i is what became of candidate i // pairs on pair i % pairs, where pair p
-    is surrogate p % S, unlearned from original p // S.
+    is surrogate p % S, unlearned from one of its originals, see :meth:`pair`.
     """
 
     kind: Kind
@@ -123,6 +123,7 @@ class PopulationSpec(Strict):
     candidates: tuple[CandidateSpec, ...] = ()
     surrogates: tuple[SurrogateSpec, ...] = ()
     pairs: int = 0
+    originals: int = 0  # that there are to unlearn surrogates from
     mia_examples: int = 0  # most that the attack on a trial's model is fitted on
 
     @model_validator(mode="after")
@@ -166,6 +167,15 @@ class PopulationSpec(Strict):
         seed = derive_seed("holdout", self.seed, index // HOLDOUTS)
         shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(pool)
         return np.sort(shuffled[index % HOLDOUTS :: HOLDOUTS])
+
+    def pair(self, number: int) -> tuple[int, int]:
+        """Surrogate and original of a pair; surrogates have originals of their own while there are any left.
+
+        Originals differ more than seeds of one plan do, so that choices must see as many as possible.
+        """
+        time, surrogate = divmod(number, len(self.surrogates))
+        times = self.pairs // len(self.surrogates)
+        return surrogate, (surrogate * times + time) % self.originals
 
     def member_seed(self, index: int) -> int:
         """Seed of member ``index``'s weights, order and relabelling."""

@@ -32,10 +32,10 @@ def run_trial(learner: Learner, population: Population, index: int, data: Datase
 
 def _outcome(learner: Learner, population: Population, index: int, data: Dataset) -> dict[str, Any]:
     spec = population.spec
-    if spec.parent is None or not spec.surrogates:
+    if spec.parent is None or not spec.surrogates or not spec.originals:
         raise DataError(f"{population.root}: trials need a parent and surrogates")
     number, pair = divmod(index, spec.pairs)
-    original, surrogate = divmod(pair, len(spec.surrogates))
+    surrogate, original = spec.pair(pair)
     candidate = spec.candidates[number]
     groups = groups_of(spec.surrogates[surrogate].groups[candidate.refine])
     forget = np.sort(np.concatenate([group.ids for group in groups]))
