@@ -28,7 +28,7 @@ $(VENV)/ready: pyproject.toml | system
 	$(BIN)/pip install --quiet --editable '.[ffcv,parquet,ray,slurm,dev]'
 	touch $@
 
-# Measure everything README and docs show on this machine (an hour and a half on two cores), and write it there.
+# Measure everything README and docs show on this machine (some hours on two cores), and write it there.
 # The engines are those that run here: where Slurm does, add it to ENGINES.
 ENGINES := local ray
 records: $(VENV)/ready data/cifar10/dataset.json
@@ -36,6 +36,16 @@ records: $(VENV)/ready data/cifar10/dataset.json
 	$(BIN)/rumfast sweep plan cifar10-memorization.toml --out runs/records/cifar10-memorization --json > $(RESULTS)/plan.json
 	for recipe in digits digits-tuning cifar10-small cifar10-small-tuning cifar10-memorization; do \
 		$(BIN)/rumfast run $$recipe.toml --out runs/records/$$recipe --json > $(RESULTS)/$$recipe.json || exit; done
+	for experiment in difficulty rum; do \
+		$(BIN)/rumfast experiment $$experiment digits.toml --seeds 10 --oracles 10 \
+			--out runs/records/experiments --json > $(RESULTS)/digits-$$experiment.json || exit; done
+	$(BIN)/rumfast experiment difficulty cifar10-small.toml \
+		--out runs/records/cifar10-experiments --json > $(RESULTS)/cifar10-small-difficulty.json
+	$(BIN)/rumfast experiment rum cifar10-small.toml --seeds 6 --oracles 6 \
+		--out runs/records/cifar10-experiments --json > $(RESULTS)/cifar10-small-rum.json
+	$(BIN)/rumfast score cifar10-small.toml --all --out runs/records/cifar10-small --json > $(RESULTS)/cifar10-small-scores.json
+	$(BIN)/rumfast audit digits-audit.toml --out runs/records/audit --json > $(RESULTS)/digits-audit.json
+	$(BIN)/python -m rumfast.bench.audits --save $(RESULTS)/audits.json
 	$(BIN)/rumfast bench all --save $(RESULTS)/bench.json
 	$(BIN)/rumfast bench sweep --save $(RESULTS)/sweep.json
 	$(BIN)/python -m rumfast.bench.builds --save bench/results/builds.json

@@ -2,7 +2,8 @@
 
 A block ``<!-- record: FILE -->`` … ``<!-- end -->`` is replaced by the table of ``bench/results/FILE``, and
 ``<!-- record: FILE PART -->`` by one of its parts: ``kernels`` or ``others`` (suites), ``sweep`` (of a run),
-``imagenet`` (worked out from reductions), ``mia``, ``differences`` and ``findings`` (of experiments).
+``imagenet`` (worked out from reductions), ``mia``, ``differences`` and ``findings`` (of experiments),
+``all``, ``alarms`` and ``ranking`` (of an audit).
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rumfast.bench import experiment_tables, score_tables, sweep_tables
+from rumfast.bench import audit_tables, experiment_tables, score_tables, sweep_tables
 from rumfast.errors import MismatchError
 from rumfast.evaluation import t_interval
 from rumfast.store import read_json, write_text
@@ -153,6 +154,10 @@ def _cell(metric: Mapping[str, Any]) -> str:
 
 
 TABLES: dict[tuple[str, str | None], Callable[[Mapping[str, Any]], str]] = {
+    ("audit", None): audit_tables.audit_matrix,
+    ("audit", "alarms"): audit_tables.audit_alarms,
+    ("audit", "all"): audit_tables.audit_all,
+    ("audit", "ranking"): audit_tables.audit_ranking,
     ("builds", None): builds_table,
     ("difficulty", None): experiment_tables.difficulty_table("tow"),
     ("difficulty", "mia"): experiment_tables.difficulty_table("tow_mia"),

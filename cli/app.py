@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from rumfast.cli import data, experiment, sweep
+from rumfast.cli.audit import audit
 from rumfast.cli.benchmarks import bench
 from rumfast.cli.options import (
     After,
@@ -36,6 +37,7 @@ app.add_typer(experiment.app, name="experiment")
 app.command()(bench)
 app.command()(score)
 app.command()(plan)
+app.command()(audit)
 
 
 @app.command()

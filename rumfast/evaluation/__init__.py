@@ -1,16 +1,24 @@
 """How close an unlearned model is to one that never saw the forget set."""
 
+from rumfast.evaluation.audit import Auditor, Finding
 from rumfast.evaluation.bands import Interval, NullBand, null_band, t_interval
+from rumfast.evaluation.guards import utility
 from rumfast.evaluation.membership import modified_entropy, svc_mia
-from rumfast.evaluation.metrics import METRICS, Metric, ModelScores, compare, score_model
+from rumfast.evaluation.metrics import METRICS, SCORED, Metric, ModelScores, compare, score_model
+from rumfast.evaluation.outputs import Outputs, collect
 from rumfast.evaluation.tow import tug_of_war
 
 __all__ = [
     "METRICS",
+    "SCORED",
+    "Auditor",
+    "Finding",
     "Interval",
     "Metric",
     "ModelScores",
     "NullBand",
+    "Outputs",
+    "collect",
     "compare",
     "modified_entropy",
     "null_band",
@@ -18,4 +26,5 @@ __all__ = [
     "svc_mia",
     "t_interval",
     "tug_of_war",
+    "utility",
 ]

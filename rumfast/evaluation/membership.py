@@ -27,6 +27,26 @@ def modified_entropy(probability_NC: np.ndarray, label_N: np.ndarray) -> np.ndar
     return -xlogy(1 - own_N, own_N) - others_NC.sum(1)
 
 
+LEAST = 1e-15  # probability: beyond it, logarithms of what rounds to 0 or 1 would be infinite
+FEATURES = ("confidence", "correctness", "entropy", "modified_entropy", "probabilities")
+
+
+def features(logits_NC: np.ndarray, label_N: np.ndarray) -> dict[str, np.ndarray]:
+    """What SVC-MIA may look at, by name of ``FEATURES``: [N], or [N, C] for all probabilities.
+
+    Correctness is 0 or 1, entropy −Σ p log p in nats, the others as :func:`confidence` and
+    :func:`modified_entropy` say; the last of probabilities no nearer to 0 and 1 than ``LEAST``.
+    """
+    probability_NC = softmax(logits_NC.astype(np.float64), axis=1)
+    return {
+        "confidence": probability_NC[np.arange(len(label_N)), label_N],
+        "correctness": (logits_NC.argmax(1) == label_N).astype(np.float64),
+        "entropy": -xlogy(probability_NC, probability_NC).sum(1),
+        "modified_entropy": modified_entropy(probability_NC.clip(LEAST, 1 - LEAST), label_N),
+        "probabilities": probability_NC,
+    }
+
+
 def svc_mia(
     member_M: np.ndarray, non_member_N: np.ndarray, target_F: np.ndarray, *, most: int = 5000, seed: int = 0
 ) -> float:
@@ -36,7 +56,7 @@ def svc_mia(
     equally many members (retain examples) and non-members (test examples) drawn at random.
 
     Args:
-        member_M, non_member_N, target_F: one feature per example, for instance its confidence.
+        member_M, non_member_N, target_F: a feature of each example, such as its confidence, or some [N, D].
         most: most examples of each kind to fit on; the fit is quadratic in it.
         seed: of the draw.
 
@@ -45,17 +65,23 @@ def svc_mia(
         oracle gives, not necessarily 0.5, since members and non-members may be told apart by difficulty.
 
     Raises:
-        DataError: an empty set or a value that is not finite.
+        DataError: an empty set, other features than the members', or a value that is not finite.
     """
     sets = {"members": member_M, "non-members": non_member_N, "targets": target_F}
     for name, values in sets.items():
-        if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        fits = values.ndim in (1, 2) and values.shape[1:] == member_M.shape[1:]
+        if not fits or not len(values) or not np.isfinite(values).all():
             raise DataError(
-                f"svc_mia: {name} must be a non-empty vector of finite numbers, got shape {values.shape}"
+                f"svc_mia: {name} must be finite numbers of at least one example, as many for each as for "
+                f"members, got shape {values.shape}"
             )
     size = min(len(member_M), len(non_member_N), most)
     draw = np.random.default_rng(seed)
     chosen = [draw.choice(values, size, replace=False) for values in (member_M, non_member_N)]
     attack = SVC(C=3, gamma="auto", kernel="rbf")
-    attack.fit(np.concatenate(chosen)[:, None], np.repeat([1, 0], size))
-    return float((attack.predict(target_F[:, None]) == 0).mean())
+    attack.fit(_columns(np.concatenate(chosen)), np.repeat([1, 0], size))
+    return float((attack.predict(_columns(target_F)) == 0).mean())
+
+
+def _columns(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), -1)

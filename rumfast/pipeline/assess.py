@@ -10,7 +10,9 @@ from torch import nn
 from rumfast.data import Dataset, Split
 from rumfast.evaluation import (
     METRICS,
+    SCORED,
     Interval,
+    Metric,
     ModelScores,
     NullBand,
     compare,
@@ -45,7 +47,7 @@ def evaluate(
     chosen = [oracles] if isinstance(oracles, nn.Module) else oracles
     predictions = [predict(each, data) for each in (model, *chosen)]
     scores = [_score(each.train_NC, each.test_NC, data, split) for each in predictions]
-    return {name: compare(name, scores[0], scores[1:]) for name in METRICS}
+    return {name: compare(name, scores[0], scores[1:]) for name in SCORED}
 
 
 def score_population(
@@ -72,7 +74,7 @@ def _score(
 
 def bands_of(oracles: Sequence[ModelScores]) -> dict[str, NullBand]:
     """Null band of every metric."""
-    return {name: null_band(oracles, partial(compare, name)) for name in METRICS}
+    return {name: null_band(oracles, partial(compare, name)) for name in SCORED}
 
 
 def metrics_of(
@@ -83,9 +85,9 @@ def metrics_of(
     ``inside``: does the mean lie in the null band, or beyond its good end where the metric has one?
     """
     result = {}
-    for name, metric in METRICS.items():
+    for name in SCORED:
         interval = t_interval([compare(name, model, oracles) for model in models])
-        beyond = metric.better == "higher" and interval.mean > bands[name].high
+        beyond = METRICS[name].better == "higher" and interval.mean > bands[name].high
         result[name] = interval_dict(interval) | {"inside": bands[name].contains(interval.mean) or beyond}
     return result
 
@@ -110,14 +112,15 @@ def accuracies_of(models: Sequence[ModelScores]) -> dict[str, dict[str, Any]]:
 
 def metric_definitions() -> dict[str, dict[str, Any]]:
     """What each metric of a report means."""
+    return definitions({name: METRICS[name] for name in SCORED})
+
+
+def definitions(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
+    """What metrics mean, as JSON."""
     return {
-        name: {
-            "label": metric.label,
-            "definition": metric.definition,
-            "better": metric.better,
-            "range": [0, 1],
-        }
-        for name, metric in METRICS.items()
+        name: {key: value for key, value in metric._asdict().items() if key != "function"}
+        | {"range": list(metric.range)}
+        for name, metric in metrics.items()
     }
 
 

@@ -1,16 +1,14 @@
 """The figures of an experiment: a metric against difficulty, and paired differences by claim."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
 
+from rumfast.reporting.axes import dot_style, titled_axes, titled_panels
 from rumfast.reporting.estimates import band_range, estimate, metric_estimate, metric_text, standing
-from rumfast.reporting.figures import WIDTH, dot_style, titled_axes
 from rumfast.reporting.svg import PALETTE, STYLE, to_svg
 
 COLUMNS = 4
@@ -31,19 +29,10 @@ def level_panels(sets: Sequence[Mapping[str, Any]], axis: str, metric: str, titl
     """
     ordered = sorted(sets, key=lambda each: each[axis])
     names = list(dict.fromkeys(name for each in ordered for name in each["algorithms"]))
-    rows = max(1, math.ceil(len(names) / COLUMNS))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.7 + PANEL * rows), layout="constrained")
-        figure.patch.set_visible(False)
-        figure.suptitle(title, x=0.01, horizontalalignment="left")
-        grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
-        for number, ax in enumerate(grid.flat):
-            ax.patch.set_visible(False)
-            if number < len(names):
-                _draw_panel(ax, number, names[number], ordered, metric)
-            else:
-                ax.set_axis_off()
-        for ax in grid[-1]:
+        figure, panels = titled_panels(names, COLUMNS, PANEL, title)
+        for number, ax in enumerate(panels):
+            _draw_panel(ax, number, names[number], ordered, metric)
             ax.set_xticks(range(len(ordered)), [each["level"] for each in ordered])
             ax.set_xlim(-0.6, len(ordered) - 0.4)
         measured = ", ".join(f"{each['level']} {each[axis]:.3g}" for each in ordered)
@@ -67,9 +56,7 @@ def _draw_panel(ax: Axes, number: int, name: str, sets: Sequence[Mapping[str, An
         ax.plot([x], [value.mean], **style, gid=f"dot-{number}-{x}", zorder=3)
         means.append((x, value.mean))
     ax.plot(*zip(*means, strict=True), color=PALETTE["muted"], linewidth=0.7, zorder=1)
-    ax.set_title(name, fontsize=8, loc="left", pad=2, color=PALETTE["ink"])
     ax.grid(axis="y", color=PALETTE["rule"], linewidth=0.6)
-    ax.tick_params(length=0, labelsize=8)
 
 
 def _said(sets: Sequence[Mapping[str, Any]], names: Sequence[str], metric: str) -> str:
@@ -85,11 +72,14 @@ def _said(sets: Sequence[Mapping[str, Any]], names: Sequence[str], metric: str) 
     return f"{'; '.join(said)}."
 
 
-def difference_rows(differences: Sequence[Mapping[str, Any]], title: str) -> str:
+def difference_rows(
+    differences: Sequence[Mapping[str, Any]], title: str, quantity: str = "paired difference over seeds"
+) -> str:
     """Paired differences with their 95 % intervals, under the claim each speaks to, zero marked.
 
-    differences: those of an experiment's record. A blue dot: the interval bears the claim out; a hollow
-    orange diamond: it contradicts it; grey: it includes zero, or nothing was claimed. Returns SVG.
+    differences: those of an experiment's record; quantity: what their intervals measure. A blue dot: the
+    interval bears the claim out; a hollow orange diamond: it contradicts it; grey: it includes zero, or
+    nothing was claimed. Returns SVG.
 
     >>> difference_rows([], "Differences")[:4]
     '<svg'
@@ -114,7 +104,7 @@ def difference_rows(differences: Sequence[Mapping[str, Any]], title: str) -> str
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x", color=PALETTE["rule"], linewidth=0.6)
         ax.spines["left"].set_visible(False)
-        ax.set_xlabel("paired difference over seeds")
+        ax.set_xlabel(quantity)
         said = [f"{row['subject']} {row['interval']['mean']:+.3f} ({row['verdict']})" for row in differences]
         return to_svg(figure, f"{title}: {'; '.join(said)}.")
 

@@ -13,12 +13,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rumfast.errors import UsageError
+from rumfast.reporting.axes import (
+    dot_style,
+    metric_axis,
+    name_rows,
+    short_name,
+    titled_axes,
+    write_no_value,
+)
 from rumfast.reporting.estimates import (
     band_range,
     cost_text,
     estimate,
     finite,
-    is_share,
     metric_estimate,
     metric_text,
     range_text,
@@ -26,9 +33,7 @@ from rumfast.reporting.estimates import (
 )
 from rumfast.reporting.svg import PALETTE, STYLE, to_svg
 
-WIDTH = 5.0  # inches; at 72 points each the text stays readable when a phone shrinks the figure to 380 px
 LEADER = {"arrowstyle": "-", "color": PALETTE["muted"], "linewidth": 0.6}
-LABEL = 26  # characters of a plan's name in a figure; the table has the whole name
 BIN = 20  # histogram bins per unit of memorization
 
 
@@ -85,13 +90,8 @@ def metric_bars(
             _draw_row(ax, y, row, metric, place)
             value = metric_text(metric, metric_estimate(row, metric).mean)
             said.append(f"{row['name']} {value}" + (f" ({place} the band)" if place else ""))
-        ax.set_yticks(range(len(rows)), [short_name(row["name"]) for row in rows], color=PALETTE["ink"])
-        ax.set_ylim(max(len(rows), 2) - 0.4, -0.6)
-        ax.tick_params(axis="y", length=0)
-        ax.grid(axis="x", color=PALETTE["rule"], linewidth=0.6)
-        ax.spines["left"].set_visible(False)
-        ax.xaxis.set_major_formatter(lambda value, _: _tick_text(metric, value))
-        _fit_x(ax, 0.1, is_share(metric))
+        name_rows(ax, [row["name"] for row in rows])
+        metric_axis(ax, metric)
         where = f"oracles against one another: {range_text(metric, limits)}" if limits else "no oracle band"
         ax.set_xlabel(where)
         return to_svg(figure, f"{title} per plan: {'; '.join(said)}. {where.capitalize()}.")
@@ -131,16 +131,6 @@ def cost_scatter(rows: Sequence[Mapping[str, Any]], band: Mapping[str, Any] | No
         return to_svg(figure, f"ToW against cost as a share of retraining: {said}.")
 
 
-def titled_axes(height: float, title: str) -> tuple[Figure, Axes]:
-    """A figure of the common width (height in inches) with one titled axes."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.patch.set_visible(False)
-    ax = figure.add_subplot()
-    ax.patch.set_visible(False)
-    figure.suptitle(title, x=0.01, horizontalalignment="left")
-    return figure, ax
-
-
 def _draw_histograms(ax: Axes, scores: Mapping[str, np.ndarray]) -> None:
     """Nested histograms: the whole set as a grey area, the forget set over it, flipped labels as a line."""
     everything = scores["training set"]
@@ -170,15 +160,7 @@ def _draw_row(ax: Axes, y: int, row: Mapping[str, Any], metric: str, place: str 
     """A plan's interval, single seeds and mean at height y; a dash when there is no mean."""
     value = metric_estimate(row, metric)
     if value.mean is None:
-        ax.annotate(
-            "no value",
-            (0, y),
-            xycoords=("axes fraction", "data"),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=PALETTE["muted"],
-        )
+        write_no_value(ax, y)
         return
     style = dot_style(place)
     if value.interval:
@@ -189,35 +171,6 @@ def _draw_row(ax: Axes, y: int, row: Mapping[str, Any], metric: str, place: str 
     if len(seeds) > 1:
         ax.plot(seeds, [y] * len(seeds), linestyle="", marker="|", color=style["color"], alpha=0.6)
     ax.plot([value.mean], [y], **style, gid=f"plan-{y}", clip_on=False)
-
-
-def dot_style(place: str | None) -> dict[str, Any]:
-    """Marker of a mean: in the band, outside it, or not judged."""
-    if place is None:
-        return {"marker": "o", "markersize": 6, "color": PALETTE["muted"], "linestyle": ""}
-    if place == "inside":
-        return {"marker": "o", "markersize": 6.5, "color": PALETTE["in"], "linestyle": ""}
-    return {
-        "marker": "D",
-        "markersize": 5.5,
-        "color": PALETTE["out"],
-        "linestyle": "",
-        "markerfacecolor": PALETTE["paper"],
-        "markeredgewidth": 1.5,
-    }
-
-
-def _tick_text(metric: str, value: float) -> str:
-    """Ticks carry no more decimals than they need: 0.95, 92.5 %."""
-    return f"{100 * value:g}%" if is_share(metric) else f"{value:g}"
-
-
-def _fit_x(ax: Axes, least: float, share: bool) -> None:
-    """Widen the axis to at least `least`, or trifles would look large; a share keeps to [0, 1]."""
-    low, high = ax.get_xlim()
-    short = max(0.0, least - (high - low)) / 2
-    low, high = low - short, high + short
-    ax.set_xlim(max(low, -0.005) if share else low, min(high, 1.005) if share else high)
 
 
 def _label_points(figure: Figure, ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
@@ -246,9 +199,3 @@ def _label_points(figure: Figure, ax: Axes, points: Sequence[tuple[str, float, f
                     arrowprops=LEADER if abs(dy) > 11 else None,
                 )
                 break
-
-
-def short_name(name: Any) -> str:
-    """A plan's name on one line of at most LABEL characters."""
-    flat = " ".join(str(name).split())
-    return flat if len(flat) <= LABEL else flat[: LABEL - 1] + "…"

@@ -29,13 +29,14 @@ from rumfast.store import (
 from rumfast.sweeps.records import MemberRecord, load_record, save_record
 from rumfast.sweeps.spec import PopulationSpec
 
-RECORDS = {"subsets": ".npz", "trials": ".json"}  # ending of a member's file, of kinds that keep no model
+# Ending of a member's file, of kinds that keep no model.
+RECORDS = {"subsets": ".npz", "trials": ".json", "probes": ".json"}
 
 
 class Population:
     """One folder with ``spec.json``, a file or folder per complete member, and the workers' journals.
 
-    Members of kind ``subsets`` are records (``members/000123.npz``), and ``trials`` too
+    Members of kind ``subsets`` are records (``members/000123.npz``), ``trials`` and ``probes`` too
     (``members/000123.json``); all others keep the model: ``000/`` with ``model.safetensors``, ``outputs.npz``
     (logits) and ``metrics.json``. Originals have ``proxies.npz`` (scores from their training) besides, and
     ``proxies`` members that and ``metrics.json`` alone.
@@ -129,6 +130,14 @@ class Population:
         """Read a trial: ``scores`` by name, None where it diverged, and ``examples``."""
         return read_json(self.member(index))
 
+    def save_probe(self, index: int, found: dict[str, Any]) -> bool:
+        """Commit what was measured on a model; False where another worker has committed the same before."""
+        return write_json(self.member(index), found, replace=False)
+
+    def probe(self, index: int) -> dict[str, Any]:
+        """Read it: ``steps``, ``reached`` and ``accuracy`` of relearning; ``entanglement`` (None: ∞)."""
+        return read_json(self.member(index))
+
     def save_model(
         self,
         index: int,
@@ -179,7 +188,7 @@ class Population:
     def save_checkpoint(self, index: int, state: dict[str, Tensor], done: list[dict[str, Any]]) -> None:
         """Keep model ``index`` between two steps of its plan; ``done`` tells of the steps before."""
         if not self.has(index):  # by another worker: nothing would remove the file then
-            note = json.dumps({"spec": self._identity(), "done": done})
+            note = json.dumps({"spec": self.spec.identity(), "done": done})
             write_bytes(self._checkpoint(index), lambda file: _write_weights(file, state, note), replace=True)
 
     def checkpoint(self, index: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
@@ -192,12 +201,7 @@ class Population:
         except DataError:
             return None
         note = json.loads(text)
-        return (weights, note["done"]) if note["spec"] == self._identity() else None
-
-    def _identity(self) -> str:
-        spec = self.spec.model_copy(update={"requests": ()})
-        located = spec.model_dump_json(exclude={"data": {"location"}})
-        return hashlib.sha256(located.encode()).hexdigest()
+        return (weights, note["done"]) if note["spec"] == self.spec.identity() else None
 
     def discard_checkpoints(self, indices: Iterable[int]) -> None:
         """Delete the checkpoints of those of ``indices`` that are complete."""

@@ -1,5 +1,6 @@
 """What a population is: everything that a member is a pure function of, besides its index."""
 
+import hashlib
 from typing import Annotated, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from rumfast.data import Dataset, load_dataset
 from rumfast.errors import MismatchError, UsageError
 from rumfast.runtime import derive_seed
 
-Kind = Literal["subsets", "original", "oracle", "unlearned", "trials", "proxies"]
+Kind = Literal["subsets", "original", "oracle", "unlearned", "trials", "proxies", "probes"]
 HOLDOUTS = 10  # parts of the pool, of which a ``proxies`` member holds out one
 
 
@@ -89,6 +90,14 @@ class SurrogateSpec(Strict):
     groups: dict[str, tuple[GroupSpec, ...]]
 
 
+class ProbeSpec(Strict):
+    """How a model's relearning is measured; ``train`` says with which batch size, lr, momentum and decay."""
+
+    target: Annotated[float, Field(ge=0, le=1)]  # accuracy on the forget set that counts as relearned
+    every: Annotated[int, Field(gt=0)]  # steps between two looks at it
+    most: Annotated[int, Field(gt=0)]  # steps, after which it ends
+
+
 class PopulationSpec(Strict):
     """A population of models.
 
@@ -101,6 +110,9 @@ class PopulationSpec(Strict):
 
     ``trials`` keep no model: member i is what became of candidate i // pairs on pair i % pairs, where pair p
     is surrogate p % S, unlearned from one of its originals, see :meth:`pair`.
+
+    ``probes`` keep none either: member i is what is measured on model i of the parent besides its logits, or
+    on a fresh, untrained model where there is no parent.
     """
 
     kind: Kind
@@ -118,13 +130,14 @@ class PopulationSpec(Strict):
     plan: str | None = None
     retain: Retain = "remaining"
     budget: int | None = None  # examples
-    parent: str | None = None  # folder of the originals, relative to the population's own
+    parent: str | None = None  # folder of the originals, or models to probe, relative to the population's own
     requests: tuple[RequestSpec, ...] = ()  # of unlearned models: all that they met, theirs last
     candidates: tuple[CandidateSpec, ...] = ()
     surrogates: tuple[SurrogateSpec, ...] = ()
     pairs: int = 0
     originals: int = 0  # that there are to unlearn surrogates from
     mia_examples: int = 0  # most that the attack on a trial's model is fitted on
+    probe: ProbeSpec | None = None
 
     @model_validator(mode="after")
     def _pairs_are_halves(self) -> "PopulationSpec":
@@ -180,3 +193,8 @@ class PopulationSpec(Strict):
     def member_seed(self, index: int) -> int:
         """Seed of member ``index``'s weights, order and relabelling."""
         return derive_seed(self.kind, self.seed, index)
+
+    def identity(self) -> str:
+        """SHA-256 of all that members follow from; not of where the data lies, nor of requests before."""
+        fields = self.model_copy(update={"requests": ()}).model_dump_json(exclude={"data": {"location"}})
+        return hashlib.sha256(fields.encode()).hexdigest()

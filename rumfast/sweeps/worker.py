@@ -29,6 +29,7 @@ from rumfast.runtime import pick_device, pick_precision
 from rumfast.scores.proxies import ProxyTotals, TrainingEvents
 from rumfast.sweeps.journal import Journal
 from rumfast.sweeps.population import Population
+from rumfast.sweeps.probes import run_probe
 from rumfast.sweeps.proxy_models import Timed, train_proxies
 from rumfast.sweeps.records import MemberRecord
 from rumfast.sweeps.sharing import with_shared_images
@@ -87,6 +88,8 @@ class Worker:
             return train_proxies(learner, population, index, data), "done"
         if spec.kind == "trials":
             return run_trial(learner, population, index, data), "done"
+        if spec.kind == "probes":
+            return run_probe(learner, population, index, data), "done"
         return train_model(learner, population, index, data), "done"
 
     def _dataset(self, ref: DataRef, images: str | None = None) -> Dataset:

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from rumfast.errors import DataError
-from rumfast.evaluation import METRICS, NullBand, compare, null_band, t_interval
+from rumfast.evaluation import SCORED, NullBand, compare, null_band, t_interval
 from rumfast.evaluation.metrics import ModelScores
 
 
@@ -92,7 +92,7 @@ def test_bands_tell_a_retrain_from_the_original():
     rng = np.random.default_rng(0)
     oracles = retrains(rng, 5)
     original = ModelScores(1.0, 0.98, 0.93, 0.02)
-    for name in METRICS:
+    for name in SCORED:
         band = null_band(oracles, lambda model, others, name=name: compare(name, model, others))
         different = name in ("tow", "tow_mia", "accuracy_forget", "mia")
         assert band.contains(compare(name, original, oracles)) != different, name

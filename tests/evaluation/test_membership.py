@@ -3,7 +3,7 @@ import pytest
 
 from rumfast.errors import DataError
 from rumfast.evaluation import modified_entropy, svc_mia
-from rumfast.evaluation.membership import confidence
+from rumfast.evaluation.membership import FEATURES, confidence, features
 
 
 def test_modified_entropy_by_hand():
@@ -88,9 +88,43 @@ def test_most_bounds_the_fit(monkeypatch):
 
 
 @pytest.mark.parametrize("position, name", [(0, "members"), (1, "non-members"), (2, "targets")])
-@pytest.mark.parametrize("bad", [np.zeros(0), np.array([1.0, np.nan]), np.array([np.inf]), np.zeros((2, 2))])
+@pytest.mark.parametrize("bad", [np.zeros(0), np.array([1, np.nan]), np.array([np.inf]), np.zeros((2, 2, 2))])
 def test_errors_name_the_set(position, name, bad):
     arrays = draws(5, 5, 5)
     arrays[position] = bad
-    with pytest.raises(DataError, match=f"svc_mia: {name} must be a non-empty vector of finite numbers"):
+    with pytest.raises(DataError, match=f"svc_mia: {name} must be finite numbers of at least one example"):
         svc_mia(*arrays)
+
+
+def test_other_features_than_the_members_are_refused():
+    members, others, targets = draws(5, 5, 5)
+    with pytest.raises(DataError, match="svc_mia: targets"):
+        svc_mia(members, others, np.stack([targets, targets], 1))
+
+
+def test_features_by_hand():
+    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.25, 0.5, 0.25]])).astype(np.float32)
+    found = features(logits, np.array([0, 0]))
+    assert set(found) == set(FEATURES)
+    np.testing.assert_allclose(found["confidence"], [0.7, 0.25], rtol=1e-6)
+    assert found["correctness"].tolist() == [1.0, 0.0]
+    entropies = [0.7 * np.log(1 / 0.7) + 0.2 * np.log(5) + 0.1 * np.log(10), 1.5 * np.log(2)]
+    np.testing.assert_allclose(found["entropy"], entropies, rtol=1e-6)
+    np.testing.assert_allclose(found["modified_entropy"][0], 0.1622, atol=5e-5)
+    np.testing.assert_allclose(found["probabilities"].sum(1), 1)
+
+
+def test_features_stay_finite_however_sure_a_model_is():
+    logits = np.array([[900.0, 0.0, -900.0]] * 3, np.float32)
+    for name, values in features(logits, np.array([0, 1, 2])).items():
+        assert np.isfinite(values).all(), name
+
+
+def test_all_probabilities_tell_what_confidence_does_not():
+    # Members put the rest on class 1, others on class 2; both are as sure of class 0.
+    rng = np.random.default_rng(0)
+    own = rng.uniform(0.4, 0.6, 200)
+    member = np.stack([own, 1 - own, 0 * own], 1)
+    other = member[:, [0, 2, 1]]
+    assert svc_mia(member[:80], other[80:160], other[160:]) == 1.0
+    assert svc_mia(member[:80, 0], other[80:160, 0], other[160:, 0]) == pytest.approx(0.5, abs=0.3)

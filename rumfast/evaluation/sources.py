@@ -1,0 +1,12 @@
+"""Where each metric comes from."""
+
+TOW = "Zhao et al. 2024 (arXiv 2406.01257), section 3"
+SVC_MIA = "Zhao et al. 2024 (arXiv 2406.01257), appendix; Song & Mittal 2021 for modified entropy"
+DISAGREEMENT = "Triantafillou et al. 2024 (arXiv 2406.09073)"
+JS = "Chundawat et al. 2023 (arXiv 2205.08096), section 5"
+KLOM = "Georgiev et al. 2024 (arXiv 2410.23232), section 2"
+U_LIRA = "Hayes et al. 2024 (arXiv 2403.01218), section 4"
+RMIA = "Zarifzadeh et al. 2024 (arXiv 2312.03262), section 3"
+COMPETITION = "Triantafillou et al. 2024 (arXiv 2406.09073), section 3"
+ENTANGLEMENT = "Zhao et al. 2024 (arXiv 2406.01257), section 4"
+RELEARNING = "Golatkar et al. 2020 (arXiv 1911.04933), section 5"

@@ -1,0 +1,1 @@
+"""JSON Schemas of the records that commands print with ``--json``."""

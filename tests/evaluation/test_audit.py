@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+from populations import population
+
+from rumfast.errors import DataError
+from rumfast.evaluation import METRICS, NullBand
+from rumfast.evaluation.audit import Auditor, Finding, judge, without_power
+
+BAND = NullBand(0.5, 0.4, 0.6, 8)
+
+
+@pytest.fixture(scope="module")
+def oracles():
+    return population(24, seed=1)
+
+
+@pytest.fixture(scope="module")
+def auditor(oracles):
+    return Auditor(oracles, 24, splits=60)
+
+
+def test_metrics_of_models_and_pairs_are_means_over_thirds(auditor, oracles):
+    audited = population(24, forget=1.5, seed=2)
+    found = auditor.audit(audited)
+    accuracy_M = audited.forget.accuracy_M
+    assert found["accuracy_forget"].value == pytest.approx(accuracy_M.mean(), abs=0.01)
+    gaps = [
+        (1 - abs(one - other)) * (1 - abs(ours - theirs)) * (1 - abs(here - there))
+        for one, ours, here in zip(
+            accuracy_M, audited.retain.accuracy_M, audited.test.accuracy_M, strict=True
+        )
+        for other, theirs, there in zip(
+            oracles.forget.accuracy_M, oracles.retain.accuracy_M, oracles.test.accuracy_M, strict=True
+        )
+    ]
+    assert found["tow"].value == pytest.approx(np.mean(gaps), abs=0.01)
+
+
+def test_the_interval_is_that_of_the_mean_of_all_models(auditor):
+    audited = population(24, forget=1.5, seed=2)
+    found = auditor.audit(audited)["accuracy_forget"]
+    deviation = audited.forget.accuracy_M.std(ddof=1) / np.sqrt(24)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * deviation, rel=0.2)
+    assert found.low < found.value < found.high
+
+
+def test_what_forgot_nothing_is_found_by_every_attack_that_can(auditor):
+    found = auditor.audit(population(24, forget=4.0, seed=3))
+    for name in ("tow_mia", "accuracy_forget", "klom_forget", "u_lira_auc", "rmia_auc", "forgetting_quality"):
+        assert found[name].verdict == "outside", name
+    for name in ("accuracy_retain", "accuracy_test", "klom_retain", "klom_test"):
+        assert found[name].verdict != "outside", name  # these sets it treats as oracles do
+
+
+def test_genuine_retrains_are_rarely_outside_any_band():
+    alarms, beyond = 0, []
+    for seed in range(20):
+        auditor = Auditor(population(18, seed=100 + seed), 18, splits=60, seed=seed)
+        found = auditor.audit(population(18, seed=200 + seed))
+        alarms += any(finding.verdict == "outside" for finding in found.values())
+        beyond += [finding.verdict != "inside" for finding in found.values()]
+    assert alarms <= 1  # of 20, at a level of 5 % for all metrics together
+    assert np.mean(beyond) < 0.05
+
+
+@pytest.mark.parametrize("name", ["accuracy_forget", "disagreement_forget", "tow"])
+def test_the_band_is_as_wide_as_retrains_scatter(name):
+    bands, values = [], []
+    for seed in range(30):
+        auditor = Auditor(population(18, seed=300 + seed), 18, metrics={name: METRICS[name]}, splits=60)
+        bands.append(auditor.bands[name])
+        values.append(auditor.audit(population(18, seed=400 + seed))[name].value)
+    gaps = [value - band.mean for value, band in zip(values, bands, strict=True)]
+    widths = [band.high - band.low for band in bands]
+    assert np.mean(widths) / 2 == pytest.approx(1.96 * np.std(gaps), rel=0.35)
+
+
+def test_the_same_seed_gives_the_same_findings(oracles):
+    audited = population(12, seed=5)
+    one, other = (Auditor(oracles, 12, splits=40, seed=7).audit(audited) for _ in range(2))
+    assert one == other
+    assert Auditor(oracles, 12, splits=40, seed=8).audit(audited) != one
+
+
+def test_measured_metrics_are_audited_where_the_oracles_have_them(oracles):
+    assert "relearning" not in Auditor(oracles, 24).metrics
+    steps = {"relearning": np.random.default_rng(0).normal(20, 2, 24)}
+    auditor = Auditor(oracles._replace(extra=steps), 24, splits=40)
+    fast = oracles._replace(extra={"relearning": np.random.default_rng(1).normal(5, 2, 24)})
+    assert auditor.audit(fast)["relearning"].verdict == "outside"
+
+
+@pytest.mark.parametrize(
+    "value, low, high, better, verdict",
+    [
+        (0.55, 0.3, 0.7, "oracle", "inside"),
+        (0.65, 0.61, 0.69, "oracle", "outside"),
+        (0.65, 0.58, 0.72, "oracle", "cannot tell"),
+        (0.35, 0.31, 0.39, "oracle", "outside"),
+        (0.35, 0.25, 0.45, "oracle", "cannot tell"),
+        (0.65, 0.61, 0.69, "higher", "inside"),  # beyond the good end
+        (0.35, 0.31, 0.39, "higher", "outside"),
+        (0.35, 0.31, 0.39, "lower", "inside"),
+        (0.65, 0.61, 0.69, "lower", "outside"),
+    ],
+)
+def test_verdicts(value, low, high, better, verdict):
+    metric = METRICS["tow"]._replace(better=better)
+    assert judge(value, low, high, BAND, metric, 16).verdict == verdict
+
+
+def test_needed_extrapolates_the_half_width_to_the_distance():
+    found = judge(0.65, 0.58, 0.72, BAND, METRICS["accuracy_forget"], 16)
+    assert found.needed == 32  # half width 0.07, distance 0.05: 16 · 1.96 = 31.4
+
+
+def test_inside_says_nothing_where_the_originals_are_inside():
+    inside = Finding(0.5, 0.45, 0.55, BAND, "inside", None)
+    near = Finding(0.52, 0.47, 0.57, BAND, "inside", None)
+    caught = Finding(0.9, 0.85, 0.95, BAND, "outside", None)
+    found = without_power({"a": inside, "b": inside, "c": caught}, {"a": near, "b": caught, "c": near})
+    assert [found[name].verdict for name in "abc"] == ["no power", "inside", "outside"]
+    assert found["a"].needed == 200  # band ±0.1 with 8 models, the originals 0.02 from its mean
+
+
+def test_too_few_models_are_refused(oracles):
+    with pytest.raises(DataError, match="got 3 models and 24 oracles, expected 6 of each"):
+        Auditor(oracles, 3)
+    with pytest.raises(DataError, match="got 12 models, expected 24"):
+        Auditor(oracles, 24).values(population(12))

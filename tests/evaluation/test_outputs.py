@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+from populations import FORGET, RETAIN, TEST, TEST_LABEL, TRAIN, TRAIN_LABEL, population
+from scipy.special import logsumexp, softmax
+
+from rumfast.errors import DataError
+from rumfast.evaluation import score_model
+from rumfast.evaluation.membership import FEATURES
+from rumfast.evaluation.metrics import scores_of
+from rumfast.evaluation.outputs import collect
+
+
+def some_logits(seed=0):
+    draw = np.random.default_rng(seed)
+    return draw.normal(0, 3, (TRAIN, 3)).astype(np.float32), draw.normal(0, 3, (TEST, 3)).astype(np.float32)
+
+
+def test_outputs_are_rows_of_models_and_columns_of_the_sets():
+    models = [some_logits(seed) for seed in range(3)]
+    found = collect(models, TRAIN_LABEL, TEST_LABEL, FORGET, RETAIN)
+    assert found.models == 3 and found.probability_MFC.shape == (3, len(FORGET), 3)
+    train_NC, test_NC = models[1]
+    own_N = train_NC[RETAIN, TRAIN_LABEL[RETAIN]]
+    others_NC = np.where(np.arange(3) == TRAIN_LABEL[RETAIN, None], -np.inf, train_NC[RETAIN])
+    np.testing.assert_allclose(found.retain.margin_MN[1], own_N - logsumexp(others_NC, axis=1), atol=1e-5)
+    np.testing.assert_array_equal(found.test.prediction_MN[1], test_NC.argmax(1))
+    np.testing.assert_allclose(found.probability_MFC[1], softmax(train_NC[FORGET], axis=1), rtol=1e-5)
+    by_hand = score_model(train_NC, test_NC, TRAIN_LABEL, TEST_LABEL, FORGET, RETAIN)
+    np.testing.assert_allclose([each[1] for each in scores_of(found)], by_hand)
+
+
+def test_taking_models_takes_their_rows_of_everything():
+    found = population(4, extra={"relearning": np.array([5.0, 6.0, 7.0, 8.0])})
+    some = found.take(np.array([2, 0]))
+    assert some.models == 2 and some.extra["relearning"].tolist() == [7.0, 5.0]
+    np.testing.assert_array_equal(some.forget.margin_MN, found.forget.margin_MN[[2, 0]])
+    np.testing.assert_array_equal(some.probability_MFC, found.probability_MFC[[2, 0]])
+    assert set(some.mia) == set(FEATURES)
+    for name in FEATURES:
+        np.testing.assert_array_equal(some.mia[name], found.mia[name][[2, 0]])
+
+
+def test_no_models_and_broken_logits_are_refused():
+    with pytest.raises(DataError, match="no models"):
+        collect([], TRAIN_LABEL, TEST_LABEL, FORGET, RETAIN)
+    train_NC, test_NC = some_logits()
+    train_NC[3, 1] = np.nan
+    with pytest.raises(DataError, match="model 1 has logits that are not finite"):
+        collect([some_logits(), (train_NC, test_NC)], TRAIN_LABEL, TEST_LABEL, FORGET, RETAIN)
