@@ -54,6 +54,8 @@ def measure(
         found["metrics"] = len(auditor.metrics)
 
     peak = peak_megabytes({"audit": audit}, torch.device("cpu"))
+    if not peak:  # this system does not count memory, and nothing was called
+        audit()
     return {
         "schema": SCHEMA,
         "models": models,
@@ -62,7 +64,7 @@ def measure(
         "mia_examples": MIA_EXAMPLES,
         "of": len(METRICS),
         **found,
-        "peak_mb": peak["audit"],
+        "peak_mb": peak.get("audit"),
         "environment": dict(environment()),
     }
 

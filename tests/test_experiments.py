@@ -145,8 +145,7 @@ def test_nothing_is_measured_twice():
     assert list(families) == ["none", "finetune", "euk", "finetune+rum-f", "finetune+shuffle", "rum"]
     found = {
         "families": {
-            name: each[0].model_dump() | {"tried": len(each), "worth": 0.5}
-            for name, each in families.items()
+            name: each[0].model_dump() | {"tried": len(each), "worth": 0.5} for name, each in families.items()
         },
         "finalists": {"none": families["none"][0].model_dump()},
         "best": "none",
