@@ -61,7 +61,7 @@ def differences_table(record: Record) -> str:
     """
     metrics = list(dict.fromkeys(row["metric"] for row in record["differences"]))
     cells = {(row["one"], row["other"], row["metric"]): _difference(row) for row in record["differences"]}
-    labels = [record["metrics"][metric]["label"] for metric in metrics]
+    labels = [record["metrics"].get(metric, {"label": "mean of both"})["label"] for metric in metrics]
     lines = [f"| difference | {' | '.join(labels)} |", "|---|" + "---:|" * len(metrics)]
     tried = {(row["one"], row["other"]): row["tried"] for row in record["differences"]}
     for pair, counts in tried.items():

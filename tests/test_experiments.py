@@ -115,6 +115,9 @@ def test_claims_are_about_the_plans_that_were_measured(rum_record):
     assert ("RUM^F beats vanilla in ToW", "finetune+rum-f − finetune", 2) in found
     assert ("low → high beats high → low in ToW-MIA", "rum − rum+reversed", 3) in found
     assert ("auto beats every vanilla in ToW", "auto (40) − finetune (4)", 2) in found
+    both = "the mean of ToW and ToW-MIA"
+    assert (f"auto beats every vanilla in {both}", "auto (40) − finetune (4)", 2) in found
+    assert not any(claim and both in claim and "auto" not in claim for claim, _, _ in found)
     assert not [subject for _, subject, _ in found if "salun" in subject or "none" in subject]
 
 
@@ -435,6 +438,12 @@ def test_rum_claims_have_their_paired_differences(unbroken_rum):
     for one, other in (("auto", "salun"), ("rum", "rum+reversed"), ("salun+rum-f", "salun+shuffle")):
         assert rows[one, other]["interval"]["values"] == pytest.approx(values[one] - values[other])
     assert rows["rum+final", "rum"]["claim"] is None
+    tow_mia = {plan["name"]: np.array(plan["metrics"]["tow_mia"]["values"]) for plan in record["plans"]}
+    means = [row for row in record["differences"] if row["metric"] == "mean"]
+    assert [(row["one"], row["other"]) for row in means] == [("auto", "finetune"), ("auto", "salun")]
+    for row in means:
+        both = {name: (values[name] + tow_mia[name]) / 2 for name in (row["one"], row["other"])}
+        assert row["interval"]["values"] == pytest.approx(both[row["one"]] - both[row["other"]])
     assert len(record["differences"]) == record["intervals"]
     auto = next(one for one in record["findings"] if one["claim"] == "auto beats every vanilla in ToW")
     assert sorted(auto["held"] + auto["contradicted"] + auto["undecided"]) == [

@@ -54,10 +54,10 @@ def test_plans_in_the_band_are_bold(rum_record):
 def test_differences_are_bold_where_the_interval_excludes_zero(rum_record):
     table = rows(differences_table(rum_record))
     # 0.10, 0.11, 0.10: mean 0.1033, half 4.303 · 0.00577 / √3 = 0.0143
-    assert table["`finetune+rum-f` − `finetune`"] == ["**+0.103** ± 0.014 †"] * 2
-    assert table["`finetune+rum-f` − `finetune+shuffle`"] == ["+0.000 ± 0.000"] * 2
+    assert table["`finetune+rum-f` − `finetune`"] == ["**+0.103** ± 0.014 †"] * 2 + [""]
+    assert table["`finetune+rum-f` − `finetune+shuffle`"] == ["+0.000 ± 0.000"] * 2 + [""]
     assert table["`rum` − `rum+reversed`"][0].startswith("+0.010")
-    assert "`auto` (40) − `finetune` (4)" in table
+    assert all(table["`auto` (40) − `finetune` (4)"])  # and the mean of both
     assert f"{rum_record['intervals']} intervals at 95 %" in differences_table(rum_record)
 
 
