@@ -12,7 +12,8 @@ import numpy as np
 from rumfast.data import ids_digest
 from rumfast.errors import UsageError
 from rumfast.pipeline.context import Context
-from rumfast.pipeline.trials import Table, Trials
+from rumfast.pipeline.trial_table import Table
+from rumfast.pipeline.trials import Trials
 from rumfast.pipeline.variation import Candidate, Variation
 from rumfast.store import read_json, write_json
 

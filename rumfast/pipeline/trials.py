@@ -2,21 +2,21 @@
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from rumfast.config import Refine, Retain
 from rumfast.data import Split
 from rumfast.errors import DataError, UsageError
-from rumfast.evaluation import ModelScores, compare, t_interval
+from rumfast.evaluation import ModelScores
 from rumfast.pipeline import assess
 from rumfast.pipeline.context import Context
 from rumfast.pipeline.request import regroup
+from rumfast.pipeline.trial_table import Table
 from rumfast.pipeline.variation import Candidate
 from rumfast.plans import bind, parse_plan, spread_budget
 from rumfast.refinement import Group
@@ -27,19 +27,7 @@ from rumfast.sweeps.journal import read_history
 from rumfast.sweeps.run import train_members
 from rumfast.sweeps.spec import CandidateSpec, GroupSpec, SurrogateSpec
 
-KEEP = 3  # of so many candidates, one goes on to the next rung
-RUNG = 2  # pairs that a rung adds
 GOALS = {"mean": ("tow", "tow_mia"), "tow": ("tow",), "tow_mia": ("tow_mia",)}
-
-
-class Trial(NamedTuple):
-    """What a candidate came to on one pair of surrogate and original."""
-
-    tow: float
-    tow_mia: float
-
-
-FAILED = Trial(0.0, 0.0)  # it diverged, or does not fit into memory
 
 
 class Trials:
@@ -161,7 +149,7 @@ class Trials:
     def _retain(self, candidate: Candidate) -> Retain:
         return candidate.retain or self.run.recipe.unlearn.retain
 
-    def table(self, name: str, candidates: Sequence[Candidate]) -> "Table":
+    def table(self, name: str, candidates: Sequence[Candidate]) -> Table:
         """The candidates' trials, in a population of their own."""
         run = self.run
         kinds = sorted({self._refine(candidate) for candidate in candidates})
@@ -218,103 +206,6 @@ class Trials:
         """Is the time over?"""
         minutes = self.config.minutes
         return minutes is not None and self.spent_s() > 60 * minutes
-
-
-class Table:
-    """Trials of some candidates: run when asked for, read once."""
-
-    def __init__(self, trials: "Trials", population: Population, candidates: Sequence[Candidate]) -> None:
-        self.trials = trials
-        self.candidates = candidates
-        self._population = population
-        self._known: dict[tuple[int, int], Trial] = {}
-
-    def run(self, numbers: Sequence[int], pairs: Sequence[int]) -> None:
-        """Do the trials of the candidates ``numbers`` on ``pairs`` that are missing."""
-        width = self._population.spec.pairs
-        cells = [(number, pair) for number in numbers for pair in pairs]
-        indices = [number * width + pair for number, pair in cells]
-        train_members(
-            self.trials.run.engine, self._population, indices, f"trials, {self._population.root.name}"
-        )
-        for cell, index in zip(cells, indices, strict=True):
-            if cell not in self._known:
-                self._known[cell] = self._trial(index, cell[1])
-
-    def _trial(self, index: int, pair: int) -> Trial:
-        stored = self._population.trial(index)["scores"]
-        if stored is None:
-            return FAILED
-        oracles = self.trials.oracles[pair % len(self.trials.surrogates)]
-        scores = ModelScores(**stored)
-        return Trial(*(compare(metric, scores, oracles) for metric in Trial._fields))
-
-    def failed(self, number: int) -> bool:
-        """Did a candidate come to nothing wherever it was tried?"""
-        return all(trial == FAILED for (other, _), trial in self._known.items() if other == number)
-
-    def rank(self, number: int) -> tuple[int, float]:
-        """Number of pairs that a candidate was chosen on, and its worth there: larger is better.
-
-        A mean over fewer pairs is no match for one over more: the largest of many noisy ones is too large.
-        """
-        return len(self.values(number, self.trials.choosing, self.trials.goals)), self.worth(number)
-
-    def worth(self, number: int, pairs: Sequence[int] | None = None) -> float:
-        """Mean of the objective less ``caution`` standard deviations, over ``pairs``.
-
-        None: all pairs that choices depend on. Some algorithms do well on most models and badly on a few.
-        """
-        chosen = [*self.trials.choosing, *self.trials.deciding] if pairs is None else pairs
-        values = self.values(number, chosen, self.trials.goals)
-        return float(np.mean(values) - self.trials.config.caution * np.std(values))
-
-    def values(self, number: int, pairs: Sequence[int], goals: Sequence[str]) -> list[float]:
-        """Mean over ``goals`` of a candidate's trials on those ``pairs`` that were run."""
-        found = [self._known[number, pair] for pair in pairs if (number, pair) in self._known]
-        return [float(np.mean([getattr(trial, goal) for goal in goals])) for trial in found]
-
-    def halve(self, families: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-        """Successive halving within each family (Jamieson & Talwalkar 2016); its candidates, best first.
-
-        All start with two pairs; a third of them goes on to two more, and so on. Those that were tried on
-        more pairs come first. Out of time, the rungs that are left fall away.
-        """
-        trials = self.trials
-        ranked = {name: list(numbers) for name, numbers in families.items()}
-        alive, pairs = {name: len(numbers) for name, numbers in ranked.items()}, RUNG
-        while True:
-            tried = trials.choosing[:pairs]
-            self.run([n for name, size in alive.items() for n in ranked[name][:size]], tried)
-            for name, size in alive.items():
-                best = sorted(ranked[name][:size], key=lambda n: -self.worth(n, tried))
-                ranked[name][:size] = best
-            if len(tried) == len(trials.choosing) or trials.exhausted():
-                return ranked
-            alive = {name: math.ceil(size / KEEP) for name, size in alive.items()}
-            pairs += RUNG
-
-    def describe(self, number: int) -> dict[str, Any]:
-        """A candidate with what it came to where it was chosen, and what to expect of it elsewhere."""
-        trials, candidate = self.trials, self.candidates[number]
-        goals = {metric: (metric,) for metric in Trial._fields} | {"objective": trials.goals}
-
-        def intervals(pairs: Sequence[int]) -> dict[str, Any]:
-            # One value per surrogate: those of its originals are alike, and so no sample of their own.
-            width = len(trials.surrogates)
-            own = [[pair for pair in pairs if pair % width == surrogate] for surrogate in range(width)]
-            return {
-                name: assess.interval_dict(t_interval([float(np.mean(each)) for each in values]))
-                for name, keys in goals.items()
-                if (values := [found for each in own if (found := self.values(number, each, keys))])
-            }
-
-        return {
-            **candidate.model_dump(),
-            "worth": self.worth(number),
-            "chosen_on": intervals([*trials.choosing, *trials.deciding]),
-            "expected": intervals(trials.checking),
-        }
 
 
 def _digest(text: str) -> str:
