@@ -3,17 +3,25 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CIFAR10 := cifar10
-RESULTS := bench/results/amd-epyc-2core
+RESULTS = bench/results/$(shell $(BIN)/python -m rumfast.bench.machine)
 APT := env DEBIAN_FRONTEND=noninteractive apt-get
 SYSTEM := g++ pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: demo test lint records readme system daemons clean
+.PHONY: demo test lint speed records readme system daemons clean
 
 demo: $(VENV)/ready
 	$(BIN)/rumfast demo --out runs/demo
 
 test: $(VENV)/ready lint | daemons
 	$(BIN)/pytest
+	$(MAKE) speed
+
+# Ratios to peers against those recorded on the same kind of machine; one that fell by a fifth, three times, fails.
+speed: $(VENV)/ready
+	@if [ -f $(RESULTS)/quick.json ]; then \
+		for suite in loader train sweep; do \
+			$(BIN)/rumfast bench $$suite --quick --compare $(RESULTS)/quick.json || exit; done; \
+	else echo "$(RESULTS)/quick.json is missing: ratios are not compared on this kind of machine"; fi
 
 # mypy does not follow an editable install's mapped folders: it gets the package as it is installed.
 lint: $(VENV)/ready
@@ -46,7 +54,9 @@ records: $(VENV)/ready data/cifar10/dataset.json
 	$(BIN)/rumfast score cifar10-small.toml --all --out runs/records/cifar10-small --json > $(RESULTS)/cifar10-small-scores.json
 	$(BIN)/rumfast audit digits-audit.toml --out runs/records/audit --json > $(RESULTS)/digits-audit.json
 	$(BIN)/python -m rumfast.bench.audits --save $(RESULTS)/audits.json
+	$(BIN)/python -m rumfast.bench.accuracy --data data/cifar10 --seeds 5 --save $(RESULTS)/accuracy.json
 	$(BIN)/rumfast bench all --save $(RESULTS)/bench.json
+	$(BIN)/rumfast bench all --quick --save $(RESULTS)/quick.json
 	$(BIN)/rumfast bench sweep --save $(RESULTS)/sweep.json
 	$(BIN)/python -m rumfast.bench.builds --save bench/results/builds.json
 	$(BIN)/python -m rumfast.bench.engines $(ENGINES) --save $(RESULTS)/engines.json

@@ -3,8 +3,10 @@
 #
 #   bench/gpu.sh [--dry-run] [--out FOLDER] [PART ...]
 #
-# Parts: builds tests kernels (if none is named), loader train sweep unlearn. Each gets ten minutes (LIMIT, in
-# seconds), and one that fails does not stop the others; the exit status is 1 then. PYTHON names the interpreter.
+# Parts: builds tests kernels loader train sweep unlearn accuracy memorization; all if none is named. Each gets ten
+# minutes (LIMIT, in seconds), and one that fails does not stop the others; the exit status is 1 then. PYTHON names
+# the interpreter. CIFAR10 names the packed CIFAR-10 or its source, for instance npz:FILE: without it the last two
+# parts take digits. The memorization sweep is resumed where it ended (in runs/gpu, or SWEEP).
 # --dry-run takes small shapes on any machine, and a temporary folder unless told otherwise.
 set -uo pipefail
 
@@ -13,18 +15,18 @@ python=${PYTHON:-python3}
 limit=${LIMIT:-600}
 dry='' out='' parts=() failed=()
 
-usage() { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit "$1"; }
+usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit "$1"; }
 while (($#)); do
   case $1 in
     --dry-run) dry=yes ;;
     --out) out=${2:?--out: a folder expected}; shift ;;
-    builds | tests | kernels | loader | train | sweep | unlearn) parts+=("$1") ;;
+    builds | tests | kernels | loader | train | sweep | unlearn | accuracy | memorization) parts+=("$1") ;;
     -h | --help) usage 0 ;;
     *) echo "gpu.sh: got $1" >&2; usage 2 >&2 ;;
   esac
   shift
 done
-((${#parts[@]})) || parts=(builds tests kernels)
+((${#parts[@]})) || parts=(builds tests kernels loader train sweep unlearn accuracy memorization)
 
 # The package as pyproject.toml lays it out, found before any that is installed.
 site=$(mktemp -d)
@@ -54,7 +56,7 @@ tests() {
     return 1
   fi
   # Without pytest-timeout, its setting in pyproject.toml is unknown.
-  local chosen=(-m gpu tests/kernels)
+  local chosen=(-m gpu tests/kernels tests/loaders tests/test_stepping.py)
   [[ -z $dry ]] || chosen=(tests/kernels/test_backend.py)
   "$python" -m pytest -q -p no:cacheprovider -W ignore::pytest.PytestConfigWarning "${chosen[@]}" | tee "$out/tests.txt"
 }
@@ -62,12 +64,30 @@ tests() {
 suite() {
   "$python" -m rumfast.cli bench "$1" ${dry:+--quick} --save "$out/$1.json" >"$out/$1.md" && cat "$out/$1.md"
 }
-export -f builds tests suite
-export python dry out
+
+accuracy() {
+  local chosen=(--recipe digits.toml)
+  # Half of the recipe's epochs, since the plain loop has to end in time too.
+  [[ -z ${CIFAR10:-} ]] || chosen=(--recipe cifar10-resnet18.toml --data "$CIFAR10" --epochs 15)
+  "$python" -m rumfast.bench.accuracy "${chosen[@]}" ${dry:+--quick} --save "$out/accuracy.json"
+}
+
+memorization() {
+  local recipe=digits.toml data=digits most=()
+  [[ -z ${CIFAR10:-} ]] || recipe=cifar10-resnet18.toml data=$CIFAR10
+  [[ -z $dry ]] || most=(--members 4)
+  local folder=${SWEEP:-$root/runs/gpu/${recipe%.toml}}
+  [[ -z $dry ]] || folder=$out/sweep
+  # Two minutes are left for the round that has begun.
+  "$python" -m rumfast.bench.memorization "$recipe" --data "$data" --out "$folder" "${most[@]}" \
+    --seconds $((limit > 240 ? limit - 120 : limit / 2)) --save "$out/memorization.json"
+}
+export -f builds tests suite accuracy memorization
+export python dry out root limit
 
 for part in "${parts[@]}"; do
   echo "gpu.sh: $part"
-  case $part in builds | tests) call=("$part") ;; *) call=(suite "$part") ;; esac
+  case $part in kernels | loader | train | sweep | unlearn) call=(suite "$part") ;; *) call=("$part") ;; esac
   before=$SECONDS
   timeout "$limit" bash -c 'set -o pipefail; "$@"' part "${call[@]}"
   status=$?

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,31 +23,67 @@ from rumfast.runtime import usable_cores
 BATCH = 512  # examples
 CROP_PADDING = 4  # pixels
 RESIDENT, STREAMING = "rumfast ResidentLoader", "rumfast StreamingLoader"
+HALF = "rumfast ResidentLoader, bfloat16"
 FFCV = "ffcv, augmenting on the CPU"
+SECONDS = 60.0  # for the timed rounds of one size
 
 Epochs = Callable[[], Pairs]  # each call starts another epoch of images and labels
 
 
+class Images(NamedTuple):
+    """A size of images, with how many of them and in what batches: quick, full, and on CUDA.
+
+    On a CPU, all batches hold about as many pixels, and all images lie below 80 MB.
+    """
+
+    side: int  # pixels
+    examples: tuple[int, int, int]
+    batch: tuple[int, int, int]
+
+    @property
+    def label(self) -> str:
+        """What is added to a case's name; nothing for CIFAR's."""
+        return "" if self.side == 32 else f", {self.side}×{self.side}"
+
+
+SIZES = (  # of CIFAR, Tiny-ImageNet and ImageNet
+    Images(32, (4096, 20_000, 50_000), (BATCH, BATCH, BATCH)),
+    Images(64, (1024, 5_000, 20_000), (128, 128, BATCH)),
+    Images(224, (96, 500, 4_000), (16, 16, 256)),
+)
+
+
 def cases(setting: Setting) -> list[dict[str, Any]]:
-    """Time an epoch of every loader; each of ours is one case, with all others as its peers."""
-    data = random_dataset(setting.size(4096, 20_000, 50_000))
+    """Time an epoch of every loader on every size; each of ours is one case, with all others as its peers."""
+    return [one for images in SIZES for one in _cases(images, setting)]
+
+
+def _cases(images: Images, setting: Setting) -> list[dict[str, Any]]:
+    data = random_dataset(setting.size(*images.examples), images.side)
+    batch, device = setting.size(*images.batch), setting.device
     with tempfile.TemporaryDirectory() as folder:
-        loaders = plain_epochs(data, setting.device) | {RESIDENT: resident_epochs(data, setting.device)}
+        loaders = plain_epochs(data, device, batch) | {RESIDENT: resident_epochs(data, device, batch)}
+        if setting.native_bf16:
+            loaders[HALF] = resident_epochs(data, device, batch, torch.bfloat16)
         missing = {}
         if importlib.util.find_spec("ffcv") is None:
             missing[FFCV] = "not installed"
         else:
             beton = Path(folder) / "train.beton"
             write_beton(beton, data.train)
-            loaders[STREAMING] = streaming_epochs(beton, data, setting.device)
-            loaders[FFCV] = ffcv_epochs(beton, data, setting.device)
+            loaders[STREAMING] = streaming_epochs(beton, data, device, batch)
+            loaders[FFCV] = ffcv_epochs(beton, data, device, batch)
         variants = {name: partial(drain, epochs) for name, epochs in loaders.items()}
-        samples = interleave(variants, 3 if setting.quick else 7, setting.device)
-    shape = f"{list(data.train.image_NHWC.shape)} uint8, batch {BATCH}, crop {CROP_PADDING}, flip"
+        samples = interleave(variants, 3 if setting.quick else 7, device, seconds=SECONDS)
+    shape = f"{list(data.train.image_NHWC.shape)} uint8, batch {batch}, crop {CROP_PADDING}, flip"
     rate = ("images/s", len(data))
     return [
-        case(name, shape, "float32", renamed(samples, own), missing=missing, throughput=rate)
-        for name, own in (("loader resident", RESIDENT), ("loader streaming", STREAMING))
+        case(f"{name}{images.label}", shape, dtype, renamed(samples, own), missing=missing, throughput=rate)
+        for name, own, dtype in (
+            ("loader resident", RESIDENT, "float32"),
+            ("loader resident, bfloat16", HALF, "bfloat16"),
+            ("loader streaming", STREAMING, "float32"),
+        )
         if own in samples
     ]
 
@@ -62,18 +98,33 @@ def drain(epochs: Epochs) -> int:
     return sum(len(image) for image, _ in epochs())
 
 
-def resident_epochs(data: Dataset, device: torch.device) -> Epochs:
+def resident_epochs(
+    data: Dataset, device: torch.device, batch_size: int = BATCH, dtype: torch.dtype = torch.float32
+) -> Epochs:
     """Ours, with the whole set on the device."""
     loader = ResidentLoader(
-        data.train, data.mean, data.std, device=device, batch_size=BATCH, flip=True, crop_padding=CROP_PADDING
+        data.train,
+        data.mean,
+        data.std,
+        device=device,
+        batch_size=batch_size,
+        flip=True,
+        crop_padding=CROP_PADDING,
+        dtype=dtype,
     )
     return _numbered(loader)
 
 
-def streaming_epochs(beton: Path, data: Dataset, device: torch.device) -> Epochs:
+def streaming_epochs(beton: Path, data: Dataset, device: torch.device, batch_size: int = BATCH) -> Epochs:
     """Ours, decoding while it augments."""
     loader = StreamingLoader(
-        beton, data.mean, data.std, device=device, batch_size=BATCH, flip=True, crop_padding=CROP_PADDING
+        beton,
+        data.mean,
+        data.std,
+        device=device,
+        batch_size=batch_size,
+        flip=True,
+        crop_padding=CROP_PADDING,
     )
     return _numbered(loader)
 
@@ -83,7 +134,7 @@ def _numbered(loader: ResidentLoader | StreamingLoader) -> Epochs:
     return lambda: ((batch.image, batch.label) for batch in loader.epoch(epoch=next(number)))
 
 
-def plain_epochs(data: Dataset, device: torch.device) -> dict[str, Epochs]:
+def plain_epochs(data: Dataset, device: torch.device, batch_size: int = BATCH) -> dict[str, Epochs]:
     """torch's DataLoader over torchvision's transforms, in this process and with two workers that stay."""
     loaders = {
         f"DataLoader, {workers} workers": plain_loader(
@@ -91,7 +142,7 @@ def plain_epochs(data: Dataset, device: torch.device) -> dict[str, Epochs]:
             data.train.label_N,
             data.mean,
             data.std,
-            batch_size=BATCH,
+            batch_size=batch_size,
             crop_padding=CROP_PADDING,
             workers=workers,
             device=device,
@@ -101,7 +152,7 @@ def plain_epochs(data: Dataset, device: torch.device) -> dict[str, Epochs]:
     return {name: partial(on_device, loader, device) for name, loader in loaders.items()}
 
 
-def ffcv_epochs(beton: Path, data: Dataset, device: torch.device) -> Epochs:
+def ffcv_epochs(beton: Path, data: Dataset, device: torch.device, batch_size: int = BATCH) -> Epochs:
     """FFCV's Loader with its own compiled flip, translation and normalisation on all cores."""
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -121,7 +172,7 @@ def ffcv_epochs(beton: Path, data: Dataset, device: torch.device) -> Epochs:
     move = [ToDevice(device)] if device.type == "cuda" else []
     loader = Loader(
         str(beton),
-        batch_size=BATCH,
+        batch_size=batch_size,
         num_workers=usable_cores(),
         os_cache=True,
         order=OrderOption.RANDOM,

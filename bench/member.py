@@ -36,13 +36,14 @@ def train_member(folder: Path, index: int, device: torch.device) -> float:
         seed=index,
     )
     model = model.to(memory_format=torch.contiguous_format).to(device)  # type: ignore[call-overload]
-    _fit(model, DataLoader(chosen, recipe["batch_size"], shuffle=True), recipe, device)
-    train_NC, test_NC = (_logits(model, images, device) for images in (train_image, test_image))
+    fit(model, DataLoader(chosen, recipe["batch_size"], shuffle=True), recipe, device)
+    train_NC, test_NC = (logits(model, images, device) for images in (train_image, test_image))
     np.savez(folder / f"logits-{index}.npz", train=train_NC, test=test_NC)
     return float((test_NC.argmax(1) == arrays["test_label"]).mean())
 
 
-def _fit(model: nn.Module, loader: DataLoader, recipe: dict, device: torch.device) -> None:
+def fit(model: nn.Module, loader: DataLoader, recipe: dict, device: torch.device) -> None:
+    """Train by a recipe that holds the learning rate of each step, ``lr_of_step``, and of the one after."""
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=1.0,
@@ -57,7 +58,8 @@ def _fit(model: nn.Module, loader: DataLoader, recipe: dict, device: torch.devic
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, images: Tensor, device: torch.device) -> np.ndarray:
+def logits(model: nn.Module, images: Tensor, device: torch.device) -> np.ndarray:
+    """Logits [N, C] of normalised images [N, 3, H, W]."""
     model.eval()
     return torch.cat([model(part.to(device)).cpu() for part in images.split(1024)]).numpy()
 

@@ -1,6 +1,7 @@
 """The peers' way to train: plain eager PyTorch, as most research code has it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,21 +36,23 @@ def plain_loader(
     std: Sequence[float],
     *,
     batch_size: int,
+    flip: bool = True,
     crop_padding: int,
     workers: int,
     device: torch.device,
 ) -> DataLoader:
-    """A shuffling DataLoader over torchvision transforms: crop, flip, normalise."""
+    """A shuffling DataLoader over torchvision transforms: crop, flip, normalise.
+
+    Its order, crops and flips are drawn from torch's global generator.
+    """
     from torchvision import transforms
 
-    transform = transforms.Compose(
-        [
-            transforms.RandomCrop(image_NHWC.shape[1], padding=crop_padding),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(mean, std),
-        ]
-    )
+    random: list[Callable[..., Any]] = []
+    if crop_padding:
+        random.append(transforms.RandomCrop(image_NHWC.shape[1], padding=crop_padding))
+    if flip:
+        random.append(transforms.RandomHorizontalFlip())
+    transform = transforms.Compose([*random, transforms.ToTensor(), transforms.Normalize(mean, std)])
     images = PlainImages(image_NHWC, label_N, transform)
     return DataLoader(
         images,
@@ -59,6 +62,11 @@ def plain_loader(
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
     )
+
+
+def plain_workers(device: torch.device) -> int:
+    """Processes that load while a model trains: on a CPU none, since they would take cores from the model."""
+    return 8 if device.type == "cuda" else 0
 
 
 def on_device(batches: Pairs, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -81,14 +89,20 @@ def plain_epoch(
     """
     model.train()
     loss = torch.zeros(())
-    for image, label in batches:
-        with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
-            loss = cross_entropy(model(image).float(), label)
+    for pair in batches:
+        loss = plain_loss(model, pair, dtype)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         after_step()
     return loss.item()
+
+
+def plain_loss(model: nn.Module, pair: tuple[Tensor, Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Mean cross-entropy of a batch (image, label), computed in ``dtype`` under autocast."""
+    image, label = pair
+    with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
+        return cross_entropy(model(image).float(), label)
 
 
 def normalised(image_NHWC: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Tensor:

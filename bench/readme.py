@@ -1,9 +1,9 @@
 """Write the measured tables of README.md and docs: ``python -m rumfast.bench.readme [--check]``.
 
 A block ``<!-- record: FILE -->`` … ``<!-- end -->`` is replaced by the table of ``bench/results/FILE``, and
-``<!-- record: FILE PART -->`` by one of its parts: ``kernels`` or ``others`` (suites), ``sweep`` (of a run),
-``imagenet`` (worked out from reductions), ``mia``, ``differences`` and ``findings`` (of experiments),
-``all``, ``alarms`` and ``ranking`` (of an audit).
+``<!-- record: FILE PART -->`` by one of its parts: ``kernels`` or ``others`` (suites), ``epochs`` (of
+training, by phase), ``sweep`` (of a run), ``imagenet`` (worked out from reductions), ``mia``,
+``differences`` and ``findings`` (of experiments), ``all``, ``alarms`` and ``ranking`` (of an audit).
 """
 
 import argparse
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from rumfast.bench import audit_tables, experiment_tables, score_tables, sweep_tables
+from rumfast.bench.accuracy import accuracy_table
+from rumfast.bench.report import epochs_table
 from rumfast.errors import MismatchError
 from rumfast.evaluation import t_interval
 from rumfast.store import read_json, write_text
@@ -47,6 +49,8 @@ def render(text: str, results: Path) -> str:
 
 def _table(record: Mapping[str, Any], part: str | None) -> str:
     kind = record["schema"].split("/")[1]
+    if kind == "bench" and part == "epochs":
+        return f"{epochs_table(record)}\n{_machine(record)}\n"
     if kind == "bench":
         return kernels_table(record) if part == "kernels" else throughput_table(record, part)
     return TABLES[kind, part](record)
@@ -154,6 +158,7 @@ def _cell(metric: Mapping[str, Any]) -> str:
 
 
 TABLES: dict[tuple[str, str | None], Callable[[Mapping[str, Any]], str]] = {
+    ("accuracy", None): accuracy_table,
     ("audit", None): audit_tables.audit_matrix,
     ("audit", "alarms"): audit_tables.audit_alarms,
     ("audit", "all"): audit_tables.audit_all,

@@ -1,18 +1,29 @@
 """Read records: compare two of them, or print one as a Markdown table. Pure, and without torch."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from rumfast.errors import DataError, UsageError
 
 SCHEMA = "rumfast/bench/1"
+SHARE_OF_EPOCH = "share of epoch: "  # begins a note; the name of a phase follows
 Record = Mapping[str, Any]
 
 
-def compare(record: Record, previous: Record, tolerance: float = 0.2) -> list[str]:
+class Ratio(NamedTuple):
+    """What is compared from record to record."""
+
+    suite: str
+    case: str
+    shape: str
+    dtype: str
+    peer: str
+
+
+def compare(record: Record, previous: Record, tolerance: float = 0.2) -> dict[Ratio, str]:
     """A message with both values for each ratio that fell by more than ``tolerance`` (a share).
 
-    Cases are matched by name, shape and dtype, ratios by peer. What only one record holds is not compared.
+    What only one record holds is not compared.
 
     Raises:
         DataError: a record is not of this schema.
@@ -21,27 +32,32 @@ def compare(record: Record, previous: Record, tolerance: float = 0.2) -> list[st
     for name, one in (("record", record), ("previous", previous)):
         if one.get("schema") != SCHEMA:
             raise DataError(f"{name}: schema is {one.get('schema')!r}, expected {SCHEMA!r}")
-    if record["device"] != previous["device"]:
+    here, there = _machine(record), _machine(previous)
+    if here != there:
         raise UsageError(
-            f"compare: the earlier record was taken on {previous['device']}, this one on "
-            f"{record['device']}; give one taken on the same kind of device"
+            f"compare: the earlier record was taken on {there}, this one on {here}; ratios differ between "
+            f"machines, so give one taken on the same kind"
         )
     now, before = _ratios(record), _ratios(previous)
     common = [key for key in before if key in now]
     if not common:
         raise UsageError("compare: the records share no case; take both with the same suite and --quick")
-    return [
-        f"{case} {shape} {dtype} against {peer}: {now[key]:.3g}× now, {before[key]:.3g}× before "
-        f"({now[key] / before[key] - 1:+.0%})"
-        for key in common
-        for case, shape, dtype, peer in [key]
-        if now[key] < (1 - tolerance) * before[key]
-    ]
-
-
-def _ratios(record: Record) -> dict[tuple[str, str, str, str], float]:
     return {
-        (case["name"], case["shape"], case["dtype"], peer): ratio
+        key: f"{key.case} {key.shape} {key.dtype} against {key.peer}: {now[key]:.3g}× now, "
+        f"{before[key]:.3g}× before ({now[key] / before[key] - 1:+.0%})"
+        for key in common
+        if now[key] < (1 - tolerance) * before[key]
+    }
+
+
+def _machine(record: Record) -> str:
+    environment = record["environment"]
+    return environment["gpu"] or environment["cpu"]
+
+
+def _ratios(record: Record) -> dict[Ratio, float]:
+    return {
+        Ratio(case["suite"], case["name"], case["shape"], case["dtype"], peer): ratio
         for case in record["cases"]
         for peer, ratio in case["ratio"].items()
     }
@@ -60,7 +76,7 @@ COLUMNS = (
 
 
 def table(record: Record) -> str:
-    """The record as Markdown: where it was taken, then one row for each case and peer."""
+    """The record as Markdown: where it was taken, one row for each case and peer, and epochs by phase."""
     environment, roofline = record["environment"], record["roofline"]
     products = ", ".join(f"{dtype} {rate:,.0f} GFLOP/s" for dtype, rate in roofline["matmul_gflop_s"].items())
     lines = [
@@ -73,7 +89,32 @@ def table(record: Record) -> str:
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
     ]
-    return "\n".join(lines + [row for case in record["cases"] for row in _rows(case)]) + "\n"
+    rows = [row for case in record["cases"] for row in _rows(case)]
+    epochs = epochs_table(record)
+    if epochs:
+        rows += ["", "Where an epoch's time goes:", "", epochs.rstrip()]
+    return "\n".join(lines + rows) + "\n"
+
+
+def epochs_table(record: Record) -> str:
+    """Shares of an epoch's time, one row for each variant that was also measured by phase; or nothing."""
+    shares = {
+        case["name"]: {
+            key.removeprefix(SHARE_OF_EPOCH): values
+            for key, values in case["notes"].items()
+            if key.startswith(SHARE_OF_EPOCH)
+        }
+        for case in record["cases"]
+    }
+    parts = list(dict.fromkeys(part for found in shares.values() for part in found))
+    if not parts:
+        return ""
+    lines = [f"| case | variant | {' | '.join(parts)} |", "|---|---|" + "---:|" * len(parts)]
+    for name, found in shares.items():
+        for variant in dict.fromkeys(variant for values in found.values() for variant in values):
+            cells = [f"{found[part][variant]:.1%}" for part in parts]
+            lines.append(f"| {name} | {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _rows(case: Mapping[str, Any]) -> list[str]:
@@ -106,6 +147,8 @@ def _notes(case: Mapping[str, Any], peer: str) -> str:
     """What else was measured, ours against this peer's."""
     notes = []
     for key, values in case["notes"].items():
+        if key.startswith(SHARE_OF_EPOCH):  # in a table of their own
+            continue
         theirs = f" vs {values[peer]:.3g}" if peer in values else ""
         notes.append(f"{key} {values['ours']:.3g}{theirs}")
     return "; ".join(notes)

@@ -1,95 +1,190 @@
 """Training: one epoch through ``Learner``, against plain PyTorch loops."""
 
-from collections.abc import Iterator
-from itertools import count
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from itertools import chain, count
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from rumfast.bench.breakdown import Loop, shares
 from rumfast.bench.cases import OURS, case
-from rumfast.bench.plain import on_device, plain_epoch, plain_loader
+from rumfast.bench.loader import ffcv_epochs
+from rumfast.bench.plain import Pairs, on_device, plain_epoch, plain_loader, plain_loss, plain_workers
+from rumfast.bench.report import SHARE_OF_EPOCH
 from rumfast.bench.setting import CLASSES, Setting, random_dataset
-from rumfast.bench.timing import Call, interleave, peak_megabytes
-from rumfast.config import TrainConfig
-from rumfast.data import Dataset
+from rumfast.bench.timing import interleave, peak_megabytes
+from rumfast.config import TrainConfig, load_recipe
+from rumfast.data import Dataset, write_beton
 from rumfast.models import build_model
 from rumfast.training import Learner
 
 PLAIN, HALF, COMPILED = "plain fp32 NCHW", "eager bf16 channels-last", "torch.compile bf16 channels-last"
+FFCV = "ffcv augmenting on the CPU, eager bf16 channels-last"
+RECIPE = "cifar10-small"  # shipped for two CPU cores
+EPOCHS = 5  # in one call on CUDA, where recording a graph, as once per model, would outweigh a single one
+LR = 0.01  # random labels must not diverge
 
 
 def cases(setting: Setting) -> list[dict[str, Any]]:
-    """Time one epoch of one architecture on random 32×32 images, with equal batches and steps for all."""
-    batch = setting.size(64, 64, 512)
-    data = random_dataset(batch * setting.size(8, 4, 100))
+    """Time epochs on random 32×32 images, with equal batches and steps for all: ResNet-18, and a recipe.
+
+    A quick run has ResNet-8 alone. Without ``quick``, compiling the peer takes about 100 s once on a CPU.
+    """
     arch: Literal["resnet8", "resnet18"] = "resnet8" if setting.quick else "resnet18"
-    config = TrainConfig(arch=arch, batch_size=batch, lr=0.01, flip=True, crop_padding=4)
+    batch = setting.size(64, 64, 512)
+    config = TrainConfig(arch=arch, batch_size=batch, lr=LR, flip=True, crop_padding=4)
+    found = [epoch_case("train epoch", setting, config, steps=setting.size(8, 4, 100))]
+    if not setting.quick:
+        small = load_recipe(f"{RECIPE}.toml").train.model_copy(update={"lr": LR})
+        found.append(epoch_case(f"train epoch, {RECIPE}", setting, small, steps=setting.size(8, 40, 100)))
+    return found
+
+
+def epoch_case(name: str, setting: Setting, config: TrainConfig, steps: int) -> dict[str, Any]:
+    """Time an epoch in every way that can run here; ours and the plain one also phase by phase."""
+    data = random_dataset(steps * config.batch_size)
     learner = Learner(data, config, str(setting.device))
-    variants: dict[str, Call] = {OURS: learner_epochs(learner), PLAIN: plain_epochs(data, config, setting)}
-    missing = {}
-    if setting.native_bf16:
-        variants[HALF] = half_epochs(learner, _model(config, setting.device))
-    else:
-        missing[HALF] = "bf16 is emulated here"
-    if setting.device.type == "cuda":
-        variants[COMPILED] = half_epochs(learner, _model(config, setting.device), compiles=True)
-    samples = interleave(variants, 3 if setting.quick else 5, setting.device)
-    peak = peak_megabytes(variants, setting.device)
-    shape = f"{config.arch}, {list(data.train.image_NHWC.shape)} uint8, batch {batch}"
-    dtype = str(learner.dtype).removeprefix("torch.")
-    gflop = len(data) * gflop_per_image(config.arch)
-    rate = {name: 1000 * gflop / min(ms) for name, ms in samples.items()}
-    notes = {"GFLOP/s at best": rate} | ({"peak MB": peak} if peak else {})
-    return [
-        case(
-            "train epoch",
-            shape,
-            dtype,
-            samples,
-            missing=missing,
-            throughput=("images/s", len(data)),
-            notes=notes,
-        )
-    ]
+    with tempfile.TemporaryDirectory() as folder:
+        loops, missing = ways(setting, learner, data, Path(folder))
+        calls = {way: loop.epoch for way, loop in loops.items()}
+        samples = interleave(calls, 3 if setting.quick else 5, setting.device)
+        peak = peak_megabytes(calls, setting.device)
+        rounds = 1 if setting.quick else 3
+        parts = {way: shares(loops[way], setting.device, rounds) for way in (OURS, PLAIN) if way in loops}
+    samples = {way: [ms / loops[way].epochs for ms in times] for way, times in samples.items()}
+    gflop = len(data) * gflop_per_image(config.arch, width=config.width, stem_stride=config.stem_stride)
+    rate = {way: 1000 * gflop / min(times) for way, times in samples.items()}
+    limit = {way: setting.matmul_gflop_s[_name(loop.dtype)] for way, loop in loops.items()}
+    notes = {"GFLOP/s at best": rate, "share of roofline": {way: rate[way] / limit[way] for way in rate}}
+    return case(
+        name,
+        f"{config.arch}, {list(data.train.image_NHWC.shape)} uint8, batch {config.batch_size}",
+        _name(learner.dtype),
+        samples,
+        missing=missing,
+        throughput=("images/s", len(data)),
+        notes=notes | ({"peak MB": peak} if peak else {}) | _by_part(parts),
+    )
 
 
-def learner_epochs(learner: Learner) -> Call:
-    """Ours: each call takes one epoch's steps."""
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _by_part(parts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {f"{SHARE_OF_EPOCH}{part}": {way: parts[way][part] for way in parts} for part in parts[OURS]}
+
+
+def ways(
+    setting: Setting, learner: Learner, data: Dataset, folder: Path
+) -> tuple[dict[str, Loop], dict[str, str]]:
+    """Ours and each peer that can run here, and why each other cannot.
+
+    Args:
+        folder: where FFCV's file is written and read.
+    """
+    epochs = EPOCHS if setting.device.type == "cuda" and not setting.quick else 1
+    makers: dict[str, Callable[[], Loop]] = {
+        OURS: lambda: learner_loop(learner, epochs),
+        PLAIN: lambda: plain_loop(data, learner.config, setting.device),
+        HALF: lambda: half_loop(learner, epochs),
+        COMPILED: lambda: half_loop(learner, epochs, compiles=True),
+        FFCV: lambda: ffcv_loop(folder / "train.beton", data, learner.config, setting.device),
+    }
+    missing = {peer: reason for peer, reason in obstacles(setting, learner.config).items() if reason}
+    return {way: make() for way, make in makers.items() if way not in missing}, missing
+
+
+def obstacles(setting: Setting, config: TrainConfig) -> dict[str, str]:
+    """Why each peer cannot run here; empty if it can."""
+    emulated = "" if setting.native_bf16 else "bf16 is emulated here"
+    quick = "left out of quick runs" if setting.quick else ""
+    compiler = "" if shutil.which("g++") else "no C++ compiler"
+    unread = "" if find_spec("ffcv") else "ffcv is not installed"
+    plain_images = "" if config.flip and config.crop_padding else "the recipe does not augment"
+    return {
+        PLAIN: "" if find_spec("torchvision") else "torchvision is not installed",
+        HALF: emulated,
+        COMPILED: emulated or ((quick or compiler) if setting.device.type == "cpu" else ""),
+        FFCV: emulated or quick or unread or plain_images,
+    }
+
+
+def learner_loop(learner: Learner, epochs: int = 1) -> Loop:
+    """Ours: ``descend`` over ``epochs`` epochs at a time."""
     config = learner.config
     optimizer = learner.optimizer(config.lr, config.momentum, config.weight_decay)
     ids = torch.arange(len(learner.loader), device=learner.device)
     seeds = count()
-    return lambda: learner.descend(learner.batches(ids, 1, next(seeds)), optimizer, learner.cross_entropy)
+    return Loop(
+        lambda: learner.descend(learner.batches(ids, epochs, next(seeds)), optimizer, learner.cross_entropy),
+        lambda: learner.batches(ids, 1, next(seeds)),
+        lambda batch: learner.cross_entropy(batch)[0],
+        optimizer,
+        learner.model,
+        learner.dtype,
+        learner.threads,
+        epochs,
+        tuned=True,
+    )
 
 
-def plain_epochs(data: Dataset, config: TrainConfig, setting: Setting) -> Call:
+def plain_loop(data: Dataset, config: TrainConfig, device: torch.device) -> Loop:
     """The loop of most research code: DataLoader and torchvision transforms, float32, contiguous layout."""
-    workers = 8 if setting.device.type == "cuda" else 0  # on a CPU they would take cores from the model
     loader = plain_loader(
         data.train.image_NHWC,
         data.train.label_N,
         data.mean,
         data.std,
         batch_size=config.batch_size,
+        flip=config.flip,
         crop_padding=config.crop_padding,
-        workers=workers,
-        device=setting.device,
+        workers=plain_workers(device),
+        device=device,
     )
-    model = _model(config, setting.device).to(memory_format=torch.contiguous_format)
-    optimizer = plain_sgd(model, config)
-    return lambda: plain_epoch(model, optimizer, on_device(loader, setting.device))
+    model = _model(config, device).to(memory_format=torch.contiguous_format)
+    return _peer(model, config, lambda: on_device(loader, device), torch.float32)
 
 
-def half_epochs(learner: Learner, model: nn.Module, compiles: bool = False) -> Call:
+def half_loop(learner: Learner, epochs: int = 1, compiles: bool = False) -> Loop:
     """bf16 and channels-last, from our loader's batches: what is left to gain besides loading and layout."""
-    optimizer = plain_sgd(model, learner.config)
+    model = _model(learner.config, learner.device)
     if compiles:
         model.compile(dynamic=False)
     ids = torch.arange(len(learner.loader), device=learner.device)
     seeds = count()
-    return lambda: plain_epoch(model, optimizer, pairs(learner, ids, next(seeds)), torch.bfloat16)
+    return _peer(model, learner.config, lambda: pairs(learner, ids, next(seeds)), torch.bfloat16, epochs)
+
+
+def ffcv_loop(beton: Path, data: Dataset, config: TrainConfig, device: torch.device) -> Loop:
+    """FFCV's own way: its loader crops and flips on the CPU, and feeds an eager bf16 channels-last model."""
+    write_beton(beton, data.train)
+    batches = ffcv_epochs(beton, data, device, config.batch_size)
+    return _peer(_model(config, device), config, batches, torch.bfloat16)
+
+
+def _peer(
+    model: nn.Module,
+    config: TrainConfig,
+    batches: Callable[[], Pairs],
+    dtype: torch.dtype,
+    epochs: int = 1,
+) -> Loop:
+    optimizer = plain_sgd(model, config)
+
+    def train() -> float:
+        fed = chain.from_iterable(batches() for _ in range(epochs))
+        return plain_epoch(model, optimizer, fed, dtype)
+
+    loss_of = partial(plain_loss, model, dtype=dtype)
+    return Loop(train, batches, loss_of, optimizer, model, dtype, torch.get_num_threads(), epochs)
 
 
 def pairs(learner: Learner, ids: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -108,13 +203,13 @@ def plain_sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     )
 
 
-def gflop_per_image(arch: str, size: int = 32) -> float:
+def gflop_per_image(arch: str, size: int = 32, width: int | None = None, stem_stride: int = 1) -> float:
     """10⁹ floating point operations of one forward and backward pass, of convolutions and products alone."""
-    model = build_model(arch, CLASSES).train()
+    model = build_model(arch, CLASSES, width=width, stem_stride=stem_stride).train()
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, 3, size, size)).sum().backward()
     return counter.get_total_flops() / 2e9
 
 
 def _model(config: TrainConfig, device: torch.device) -> nn.Module:
-    return build_model(config.arch, CLASSES).to(device)
+    return build_model(config.arch, CLASSES, width=config.width, stem_stride=config.stem_stride).to(device)

@@ -16,7 +16,7 @@ from rumfast.runtime import cpu_threads
 from rumfast.training import Learner
 
 TRAIN, RETRAIN = "training", "retraining"
-EPOCHS = 5  # timed as one, since a single epoch of digits is too short to time
+EPOCHS = 10  # timed as one, since a single epoch of digits is too short to time; as many as fine-tuning takes
 SAMPLED = 1000  # gradients that a time per gradient is stated for
 TIMED = tuple(name for name in ALGORITHMS if name not in ("none", "retrain"))  # none does nothing
 

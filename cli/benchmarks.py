@@ -36,6 +36,6 @@ def bench(
     typer.echo(json.dumps(record) if json_output else benchmarks.table(record))
     if save:
         write_json(save, record)
-    fallen = benchmarks.compare(record, previous) if previous else []
+    fallen = benchmarks.fallen(record, previous, quick) if previous else []
     if fallen:
         raise MismatchError(f"{compare}: {'; '.join(fallen)}")

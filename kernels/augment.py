@@ -5,18 +5,23 @@
 `pad` adds `crop_padding` black pixels on each side, dy and dx are uniform on 0..2·crop_padding, and each
 image is flipped with probability one half. All three come from an integer hash of (seed, epoch, example id).
 Everything is the same on every device, in every batch and at every batch size, to the last bit.
+
+A CPU takes a loop that numba compiles once for each machine; without numba, the plain-torch reference.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, tl
 
-BLOCK_BYTES = 1 << 22  # of padded images that are cropped at a time on a CPU
+Ids = TypeVar("Ids", Tensor, np.ndarray)
+PIXELS = 1024  # that are normalised at a time on a CPU: their scales and shifts stay in its first cache
 
 
 def reference_augment(
@@ -28,7 +33,7 @@ def reference_augment(
     if id_B is not None and (flip or crop_padding):
         image_BHWC = _crop_and_flip(image_BHWC, *_draws(id_B, seed, epoch, flip, crop_padding), crop_padding)
     exact = torch.promote_types(dtype, torch.float32)  # half precision would round twice
-    scale_3, shift_3 = _scale_shift(tuple(mean), tuple(std), 1, exact, image_NHWC.device)
+    scale_3, shift_3 = _scale_shift(tuple(mean), tuple(std), exact, image_NHWC.device)
     return image_BHWC.to(exact).mul_(scale_3).add_(shift_3).to(dtype)
 
 
@@ -44,14 +49,13 @@ def _crop_and_flip(image_BHWC: Tensor, dy_B: Tensor, dx_B: Tensor, flip_B: Tenso
     return padded.view(-1, 3).index_select(0, pixel_BHW.view(-1)).view(batch, height, width, 3)
 
 
-def _draws(id_B: Tensor, seed: int, epoch: int, flip: bool, padding: int) -> tuple[Tensor, Tensor, Tensor]:
+def _draws(id_B: Ids, seed: int, epoch: int, flip: bool, padding: int) -> tuple[Ids, Ids, Ids]:
     """Offsets dy, dx in 0..2·padding (int64) and flips (bool): bits 0-15, 16-30 and 31 of one hash."""
     low, high = _key(seed, epoch)
     bits_B = _mix(_mix((id_B & 0xFFFFFFFF) ^ low) ^ (id_B >> 32) ^ high)
     dy_B = ((bits_B & 0xFFFF) * (2 * padding + 1)) >> 16
     dx_B = (((bits_B >> 16) & 0x7FFF) * (2 * padding + 1)) >> 15
-    flip_B = (bits_B >> 31) == 1 if flip else torch.zeros_like(bits_B, dtype=torch.bool)
-    return dy_B, dx_B, flip_B
+    return dy_B, dx_B, ((bits_B >> 31) & flip) == 1
 
 
 @lru_cache(maxsize=64)
@@ -60,7 +64,7 @@ def _key(seed: int, epoch: int) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix(x: Ids) -> Ids:
     """lowbias32 (C. Wellons) on int64: products wrap modulo 2^64, whose low 32 bits are those of uint32."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
@@ -68,18 +72,16 @@ def _mix(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _scale_shift(
-    mean: tuple, std: tuple, pixels: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """1 / (255 std) and -mean / std for each channel of ``pixels`` pixels.
+def _scale_shift(mean: tuple, std: tuple, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """1 / (255 std) and -mean / std for each channel.
 
     Cached, because each batch would wait for a fresh copy to the device.
     """
     with torch.inference_mode(False):
         std_3 = torch.tensor(std, dtype=torch.float64)
         mean_3 = torch.tensor(mean, dtype=torch.float64)
-        scale_K, shift_K = (1 / (255 * std_3)).repeat(pixels), (-mean_3 / std_3).repeat(pixels)
-        return scale_K.to(device, dtype), shift_K.to(device, dtype)
+        scale_3, shift_3 = 1 / (255 * std_3), -mean_3 / std_3
+        return scale_3.to(device, dtype), shift_3.to(device, dtype)
 
 
 @jit
@@ -137,7 +139,7 @@ def _launch(
     images, height, width, _ = image_NHWC.shape
     out = _empty(image_NHWC, id_B, dtype)
     exact = torch.promote_types(dtype, torch.float32)
-    scale_3, shift_3 = _scale_shift(tuple(mean), tuple(std), 1, exact, image_NHWC.device)
+    scale_3, shift_3 = _scale_shift(tuple(mean), tuple(std), exact, image_NHWC.device)
     blocks = meta(height, width)
     # Odd and of one width always, so that no key makes Triton compile the kernel anew.
     low, high = (1 << 40 | key << 1 | 1 for key in _key(seed, epoch))
@@ -163,63 +165,98 @@ def _augment(
     image_NHWC: Tensor, id_B: Tensor | None, gather: bool, seed: int, epoch: int, flip: bool,
     crop_padding: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    images, height, width, _ = image_NHWC.shape
-    batch, values = images if id_B is None else len(id_B), height * width * 3
     exact = torch.promote_types(dtype, torch.float32)  # half precision would round twice
-    # One entry per pixel and channel: broadcasting over an inner axis of three runs unvectorised.
-    scale_K, shift_K = _scale_shift(tuple(mean), tuple(std), height * width, exact, image_NHWC.device)
-    row_B = id_B if gather and id_B is not None else torch.arange(images)
-    high, wide = height + 2 * crop_padding, width + 2 * crop_padding
-    size = min(batch, max(1, BLOCK_BYTES // max(1, 3 * high * wide)))
-    drawn = id_B is not None and (flip or crop_padding > 0)
-    # The output last: freed above it, these would go back to the system, and cost page faults at each call.
-    gathered = image_NHWC.new_empty(size if gather or drawn else 0, height, width, 3)
-    padded = image_NHWC.new_zeros(size if drawn else 0, high, wide * 3)
-    scratch_BK = torch.empty(0 if dtype == exact else size, values, dtype=exact)
-    out = _empty(image_NHWC, id_B, dtype)
-    draws = _draws(id_B, seed, epoch, flip, crop_padding) if id_B is not None and drawn else None
-    for first in range(0, batch, max(1, size)):
-        block = slice(first, first + size)
-        out_BK = out[block].view(-1, values)
-        image = gathered[: len(out_BK)]
-        if draws is not None:
-            dy_B, dx_B, flip_B = (draw_B[block] for draw_B in draws)
-            _cut(image_NHWC, row_B[block], dy_B, dx_B, flip_B, padded, image)
-        elif gather:
-            torch.index_select(image_NHWC, 0, row_B[block], out=image)
-        else:
-            image = image_NHWC[block]
-        work_BK = out_BK if dtype == exact else scratch_BK[: len(out_BK)]
-        work_BK.copy_(image.reshape(work_BK.shape)).mul_(scale_K).add_(shift_K)
-        if dtype != exact:
-            out_BK.copy_(work_BK)
-    return out
+    crop = _compiled(str(exact).removeprefix("torch."))
+    if crop is None:
+        options = seed, epoch, flip, crop_padding, mean, std, dtype
+        return reference_augment(image_NHWC, id_B, gather, *options)
+    out = _empty(image_NHWC, id_B, exact)
+    place_B = torch.arange(len(out))
+    row_B = id_B.contiguous() if gather and id_B is not None else place_B
+    if not image_NHWC.is_contiguous():
+        image_NHWC, row_B = image_NHWC.index_select(0, row_B), place_B
+    if id_B is not None and (flip or crop_padding):
+        draws = *_draws(id_B.numpy(), seed, epoch, flip, crop_padding), crop_padding
+    else:
+        still_B = np.zeros(len(out), np.int64)
+        draws = still_B, still_B, still_B != 0, 0
+    normal = _repeated(tuple(mean), tuple(std), exact)
+    done = crop(image_NHWC.numpy(), row_B.numpy(), *draws, *normal, out.numpy())
+    if done < len(out):
+        raise IndexError(f"id: got {int(row_B[done])}, expected 0..{len(image_NHWC) - 1}")
+    return out.to(dtype)
 
 
-def _cut(
-    image_NHWC: Tensor, row_B: Tensor, dy_B: Tensor, dx_B: Tensor, flip_B: Tensor, padded: Tensor, out: Tensor
-) -> None:
-    """Crop and flip the images ``row_B`` by way of ``padded`` [≥ B, H + 2P, (W + 2P) · 3], black outside.
+@lru_cache(maxsize=16)
+def _repeated(mean: tuple, std: tuple, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """``_scale_shift`` of PIXELS pixels."""
+    scale_3, shift_3 = _scale_shift(mean, std, dtype, torch.device("cpu"))
+    return scale_3.repeat(PIXELS).numpy(), shift_3.repeat(PIXELS).numpy()
 
-    Flipping before cropping turns dx into 2P − dx, and leaves crops that are strided views of ``padded``:
-    one view has all of them as its rows, whichever image and offset.
+
+@cache
+def _compiled(dtype: str) -> Callable[..., int] | None:
+    """``_crop`` as machine code that computes in ``dtype``; None where numba is not installed."""
+    try:
+        from numba import njit
+    except ImportError:
+        return None
+    ids, normal = "int64[::1], int64[::1], int64[::1], boolean[::1], int64", f"{dtype}[::1], {dtype}[::1]"
+    signature = f"int64(uint8[:,:,:,::1], {ids}, {normal}, {dtype}[:,:,:,::1])"
+    try:
+        return njit(signature, nogil=True, cache=True)(_crop)
+    except (OSError, RuntimeError):  # nowhere to keep it, or no room there
+        return njit(signature, nogil=True)(_crop)
+
+
+def _crop(
+    image_NHWC: np.ndarray, row_B: np.ndarray, dy_B: np.ndarray, dx_B: np.ndarray, flip_B: np.ndarray,
+    padding: int, scale_K: np.ndarray, shift_K: np.ndarray, out_BHWC: np.ndarray,
+) -> int:  # fmt: skip
+    """Write the crops of the images ``row_B``; returns how many there were before one that does not exist.
+
+    A crop is its image, or the mirrored one, moved as a whole by so many values: in one loop that is
+    vectorised, whatever comes to lie where black belongs. Mirroring counts in unsigned numbers, because of
+    signed ones numba asks whether they count from the end.
     """
-    batch, height, width, _ = out.shape
-    high, wide = padded.shape[1], padded.shape[2] // 3
-    padding = (high - height) // 2
-    straight, mirrored = (~flip_B).nonzero().squeeze(1), flip_B.nonzero().squeeze(1)
-    order = torch.cat([straight, mirrored])
-    place_B = torch.empty_like(order)
-    place_B[order] = torch.arange(batch)
-    torch.index_select(image_NHWC, 0, row_B[order], out=out)
-    inner = padded[:batch, padding : padding + height, padding * 3 : (padding + width) * 3]
-    inner[: len(straight)] = out[: len(straight)].flatten(2)
-    # Twice along y, because all pixels of an image in reverse are much faster than those of each row.
-    inner[len(straight) :] = out[len(straight) :].flip((1, 2)).flatten(2).flip(1)
-    starts = ((batch - 1) * high + 2 * padding) * wide + 2 * padding + 1
-    crops = padded.as_strided((starts, height, width * 3), (3, wide * 3, 1))
-    left_B = torch.where(flip_B, 2 * padding - dx_B, dx_B)
-    torch.index_select(crops, 0, (place_B * high + dy_B) * wide + left_B, out=out.flatten(2))
+    images, height, width, _ = image_NHWC.shape
+    values = height * width * 3
+    image_NV, out_BV = image_NHWC.reshape(images, values), out_BHWC.reshape(len(row_B), values)
+    mirrored_V = np.empty(values, np.uint8)
+    line, one, two, three = np.uint64(width * 3), np.uint64(1), np.uint64(2), np.uint64(3)
+    for b in range(len(row_B)):
+        row, dy, dx = row_B[b], dy_B[b] - padding, dx_B[b] - padding
+        if row < 0 or row >= images:
+            return b
+        source_V, out_V, out_HWC = image_NV[row], out_BV[b], out_BHWC[b]
+        if flip_B[b]:
+            at, to, dx = np.uint64(0), np.uint64(0), -dx
+            for _ in range(height):
+                to += line
+                for _ in range(width):
+                    to -= three
+                    mirrored_V[to] = source_V[at]
+                    mirrored_V[to + one] = source_V[at + one]
+                    mirrored_V[to + two] = source_V[at + two]
+                    at += three
+                to += line
+            source_V = mirrored_V
+        moved = (dy * width + dx) * 3
+        stop = min(values, values - moved)
+        for first in range(max(0, -moved), stop, len(scale_K)):
+            number_K = out_V[first : min(first + len(scale_K), stop)]
+            byte_K = source_V[first + moved :]
+            for k in range(len(number_K)):
+                number_K[k] = scale_K.dtype.type(byte_K[k]) * scale_K[k] + shift_K[k]
+        for y in range(height):
+            left, right = (-dx, width - dx) if 0 <= y + dy < height else (width, width)
+            for x in range(min(left, width)):
+                for c in range(3):
+                    out_HWC[y, x, c] = shift_K[c]
+            for x in range(max(right, 0), width):
+                for c in range(3):
+                    out_HWC[y, x, c] = shift_K[c]
+    return len(row_B)
 
 
 _augment.register_kernel("cuda")(_launch)

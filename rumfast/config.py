@@ -62,6 +62,7 @@ class TrainConfig(Strict):
     stem_stride: Literal[1, 2] = 1  # 2 quarters the cost on 32×32 images
     epochs: Positive = 30
     batch_size: Positive = 256
+    micro_batches: Positive = 1  # parts a batch is split into where a step needs more memory than there is
     lr: Rate = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Rate = 5e-4
@@ -74,6 +75,7 @@ class TrainConfig(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     loader: Literal["auto", "resident", "streaming"] = "auto"  # resident where the images fit; same batches
     compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA; on a CPU it costs 100 s and gains nothing
+    cuda_graphs: Literal["auto", "off"] = "auto"  # auto: on CUDA each step is recorded once and replayed
     seed: int = 0
 
 

@@ -31,20 +31,30 @@ def examine() -> list[Check]:
         Check("python, torch, triton", f"{found['python']}, {found['torch']}, {found['triton']}", True),
         Check("device", where, True, "" if device.type == "cuda" else "full-size recipes want a CUDA GPU"),
         Check("precision", f"{precision}, chosen by --device {device.type} where a recipe says auto", True),
-        Check(
-            "training step",
-            "compiled" if device.type == "cuda" else "eager: compiling gains nothing on a CPU",
-            True,
-        ),
+        Check("training step", _training_step(device), True),
         Check("sweep workers", f"{workers} processes", True),
         _optional(
             "ffcv",
             "needed by 'rumfast data pack' and the streaming loader",
             FFCV_INSTALL,
         ),
+        _optional("numba", "augments many times as fast on a CPU", "pip install numba"),
         _optional("pyarrow", "needed by parquet: sources", "pip install pyarrow"),
         Check("free disk here", f"{free:.0f} GiB", free > 1, "" if free > 1 else "free at least 1 GiB"),
     ]
+
+
+def _training_step(device: torch.device) -> str:
+    """The path that a recipe's ``auto`` settings take here."""
+    if device.type == "cuda":
+        return "channels-last, compiled, recorded as CUDA graphs"
+    capabilities = torch.cpu.get_capabilities()
+    instructions = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+    found = [name for key, name in instructions.items() if capabilities.get(key)]
+    by = f" by {found[0]}" if found else ": bf16 would be emulated"
+    precision = str(pick_precision("auto", device)).removeprefix("torch.")
+    threads = torch.get_num_threads()
+    return f"channels-last {precision}{by}, eager, {threads} threads (1 for small steps and in sweep workers)"
 
 
 def _optional(package: str, purpose: str, install: str) -> Check:

@@ -15,7 +15,8 @@ from rumfast.kernels.margins import OUTPUTS, Margins, margins
 from rumfast.loaders import batch_bounds
 from rumfast.models import Classifier
 
-EVALUATION_BATCH = 1024  # examples; large enough to fill a GPU, small enough for any
+# Examples and pixels in a batch at most: large enough to fill a GPU, small enough for any.
+EVALUATION_BATCH, EVALUATION_PIXELS = 1024, 1024 * 32 * 32
 Part = Literal["train", "test"]
 
 
@@ -83,7 +84,9 @@ def _map(
     was_training = model.training
     model.eval()
     parts = []
-    for start, stop in batch_bounds(len(examples), EVALUATION_BATCH):
+    height, width = examples.image_NHWC.shape[1:3]
+    size = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width)))
+    for start, stop in batch_bounds(len(examples), size):
         image = torch.from_numpy(examples.image_NHWC[start:stop]).to(device)
         parts.append(function(normalise(image, data.mean, data.std)).float().cpu())
     model.train(was_training)

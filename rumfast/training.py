@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count, islice
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,26 +11,25 @@ from torch.nn.functional import cross_entropy
 
 from rumfast.config import TrainConfig
 from rumfast.data import Dataset, check_ids
-from rumfast.errors import DivergedError
+from rumfast.errors import DivergedError, UsageError
 from rumfast.loaders import Batch, open_loader
 from rumfast.models import Classifier, build_model, initialize_
 from rumfast.runtime import cpu_threads, pick_device, pick_precision
+from rumfast.stepping import Fed, Loss, Stepper, cuda_graphs, side_stream
 
 # Values in the stem's output for one batch, below which a CPU trains faster on one thread than on several:
 # threads of small steps mostly wait for each other (digits, two busy cores: 11 000 against 130 images/s).
 SMALL_STEP = 2**20
 
-
-Fed = TypeVar("Fed")  # what one step is taken on: a batch, or a batch with what to do with it
 Observer = Callable[[Tensor, Tensor, Tensor], None]  # ids [B], logits [B, C] and labels [B] of a step
 
 
 class Learner:
     """A model on its device, with the data and the recipe it learns from.
 
-    One learner serves many models in turn: weights are redrawn or loaded *in place*, so that a compiled step
-    is compiled once. ``examples`` counts every example a gradient was taken of, which is the budget that
-    plans are compared at.
+    One learner serves many models in turn: weights are redrawn or loaded *in place*, so that a step is
+    compiled and recorded once. ``examples`` counts every example a gradient was taken of, which is the
+    budget that plans are compared at.
     """
 
     def __init__(
@@ -54,7 +52,12 @@ class Learner:
             )
         self.model: Classifier = model.to(self.device)
         compiles = config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda")
-        self._forward = torch.compile(self.model, dynamic=False) if compiles else self.model
+        # The second batch size compiles for any: sets to unlearn have other sizes than those trained on.
+        self._forward = torch.compile(self.model) if compiles else self.model
+        records = config.cuda_graphs == "auto" and self.device.type == "cuda"
+        self._record = cuda_graphs() if records else None
+        self._stream = torch.cuda.Stream(self.device) if records else None
+        self._training: Stepper[Batch] | None = None
         stem = (data.image_size // config.stem_stride) ** 2 * next(self.model.parameters()).shape[0]
         self.threads = 1 if config.batch_size * stem < SMALL_STEP else torch.get_num_threads()
         self.examples = 0
@@ -69,13 +72,16 @@ class Learner:
     ) -> torch.optim.SGD:
         """Fused SGD over ``weights`` (None: all of the model's)."""
         chosen = list(self.model.parameters()) if weights is None else weights
-        return torch.optim.SGD(chosen, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        # A graph reads the rate from where it lies.
+        rate = lr if self._record is None else torch.tensor(lr, device=self.device)
+        return torch.optim.SGD(chosen, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=True)
 
     def batches(self, ids: Tensor, epochs: float, seed: int) -> Iterator[Batch]:
         """Shuffled batches of ``ids`` for ``epochs`` passes; a fraction of a pass is rounded up to whole
         batches."""
         steps = math.ceil(round(epochs * self.steps_per_epoch(len(ids)), 9))
-        passes = (self.loader.epoch(ids, epoch, seed=seed) for epoch in count())
+        here = ids.cpu()  # once, since each epoch would wait for what the device still has to do
+        passes = (self.loader.epoch(here, epoch, seed=seed) for epoch in count())
         return islice((batch for one_pass in passes for batch in one_pass), steps)
 
     def steps_per_epoch(self, examples: int) -> int:
@@ -86,7 +92,7 @@ class Learner:
         self,
         batches: Iterator[Fed],
         optimizer: torch.optim.Optimizer,
-        loss_of: Callable[[Fed], tuple[Tensor, int]],
+        loss_of: Callable[[Fed], Loss],
         after_step: Callable[[int], None] | None = None,
         frozen: nn.Module | None = None,
     ) -> float:
@@ -96,31 +102,51 @@ class Learner:
         more than the step of a small model.
 
         Args:
+            batches: what each step is taken on: a batch, or a tuple of batches, tensors and constants.
+            loss_of: a function of that, of the weights, and of tensors that stay in place (see ``Stepper``).
             frozen: part of the model that stays in eval mode, so that its batch-norm statistics stay too.
 
         Raises:
             DivergedError: the loss, a weight or a batch-norm statistic is not finite at the end.
+            UsageError: a step does not fit into the device's memory.
         """
+        return self._take_steps(batches, self._stepper(optimizer, loss_of), after_step, frozen)
+
+    def _stepper(
+        self, optimizer: torch.optim.Optimizer, loss_of: Callable[[Fed], Loss], records: bool = True
+    ) -> Stepper[Fed]:
+        return Stepper(optimizer, loss_of, self.config.micro_batches, self._record if records else None)
+
+    def _take_steps(
+        self,
+        batches: Iterator[Fed],
+        take: Stepper[Fed],
+        after_step: Callable[[int], None] | None = None,
+        frozen: nn.Module | None = None,
+    ) -> float:
         self.model.train()
         if frozen is not None:
             frozen.eval()
         loss = torch.zeros((), device=self.device)
-        with cpu_threads(self.threads):
-            for step, batch in enumerate(batches):
-                loss, examples = loss_of(batch)
-                self.examples += examples
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                if after_step is not None:
-                    after_step(step)
+        try:
+            with cpu_threads(self.threads), side_stream(self.device, self._stream):
+                for step, batch in enumerate(batches):
+                    loss, examples = take(batch)
+                    self.examples += examples
+                    if after_step is not None:
+                        after_step(step)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"batch_size: {self.config.batch_size} examples in {self.config.micro_batches} parts do not "
+                f"fit into {self.device}'s memory ({error}); raise micro_batches"
+            ) from None
         self.model.eval()
         last = loss.item()
         if not math.isfinite(last) or not _all_finite(self.model):
             raise DivergedError(f"training diverged: the loss is {last}; lower lr")
         return last
 
-    def cross_entropy(self, batch: Batch, observe: Observer | None = None) -> tuple[Tensor, int]:
+    def cross_entropy(self, batch: Batch, observe: Observer | None = None) -> Loss:
         """Mean cross-entropy of a batch."""
         logits = self.logits(batch.image)
         if observe is not None:
@@ -140,24 +166,31 @@ class Learner:
             after_epoch: called with the number of epochs done; it must leave weights and train mode alone.
         """
         initialize_(self.model, seed)
-        config = self.config
-        optimizer = self.optimizer(config.lr, config.momentum, config.weight_decay)
+        take = self._trainer(observe)
         steps_per_epoch = self.steps_per_epoch(len(ids))
 
         def schedule(step: int) -> None:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step / steps_per_epoch)
-
-        schedule(0)
-        batches = self.batches(ids, config.epochs, seed)
-        loss_of = partial(self.cross_entropy, observe=observe)
+            take.set_rate(learning_rate(self.config, step / steps_per_epoch))
 
         def advance(step: int) -> None:
             schedule(step + 1)
             if after_epoch is not None and (step + 1) % steps_per_epoch == 0:
                 after_epoch((step + 1) // steps_per_epoch)
 
-        return self.descend(batches, optimizer, loss_of, advance)
+        schedule(0)
+        return self._take_steps(self.batches(ids, self.config.epochs, seed), take, advance)
+
+    def _trainer(self, observe: Observer | None) -> Stepper[Batch]:
+        """The recipe's steps: the same ones for each model that is trained, unless an observer looks on."""
+        config = self.config
+        if observe is not None:  # it runs in Python at each step
+            optimizer = self.optimizer(config.lr, config.momentum, config.weight_decay)
+            return self._stepper(optimizer, partial(self.cross_entropy, observe=observe), records=False)
+        if self._training is None:
+            optimizer = self.optimizer(config.lr, config.momentum, config.weight_decay)
+            self._training = self._stepper(optimizer, self.cross_entropy)
+        self._training.forget_momentum()
+        return self._training
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
@@ -178,7 +211,8 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
 
 def _all_finite(model: nn.Module) -> bool:
     # Buffers too: batch-norm statistics can overflow while the loss, which does not use them, looks fine.
-    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+    finite = [tensor.isfinite().all() for tensor in model.state_dict().values()]
+    return bool(torch.stack(finite).all())
 
 
 def train(

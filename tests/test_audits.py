@@ -12,6 +12,7 @@ from rumfast.data import load_dataset
 from rumfast.errors import UsageError
 from rumfast.evaluation import METRICS
 from rumfast.pipeline.assess import definitions
+from rumfast.pipeline.audit_parts import memorization_levels
 from rumfast.pipeline.audits import CONSTANT, HELD_OUT, AuditConfig, audit
 from rumfast.store import read_json
 from rumfast.sweeps import Population
@@ -43,6 +44,11 @@ steps = "none"
 name = "finetune"
 steps = "finetune(lr=0.05)"
 """
+DIRECTIONS = {
+    "higher": "higher is better",
+    "lower": "lower is better",
+    "oracle": "the oracles' value is the goal",
+}
 CONFIG = AuditConfig(population=9, splits=40, draws=3, mia_examples=100)
 
 
@@ -93,6 +99,7 @@ def test_values_are_those_of_the_models(made):
     assert found == pytest.approx(np.mean(accuracies), abs=0.02)  # over random thirds
     classes = record["breakdown"]["finetune"]["class"]
     assert set(classes) == {data.classes[c] for c in np.unique(data.train.label_N[forget])}
+    assert record["breakdown"]["finetune"]["level"] == {}  # of class groups, and memorization unmeasured
     assert len(record["examples"]) == 6
     row = list(forget).index(record["examples"][0]["id"])
     assert len(record["examples"][0]["margins"]["finetune"]) == 9 and row >= 0
@@ -157,7 +164,25 @@ def test_the_schema_documents_range_and_direction_of_every_metric(validator):
     for name, metric in found.items():
         own = documented[name]["properties"]
         assert {key: own[key]["const"] for key in own} == {key: metric[key] for key in own}
-        assert metric["label"] in documented[name]["description"] and {"better", "range"} <= set(own)
+        low, high = metric["range"]
+        ends = f"in [{low}, ∞)" if high is None else f"in [{low}, {high}]"
+        text = documented[name]["description"]
+        assert text == f"{metric['label']}, {ends}; {DIRECTIONS[metric['better']]}"
+        assert {"better", "range"} <= set(own)
+
+
+def test_levels_of_memorization_whatever_the_groups_are():
+    forget, score_N = np.array([9, 2, 4, 7]), np.array([0, 0, 0.3, 0, 0.1, 0, 0, 0.9, 0, 0.2])
+    found = memorization_levels(forget, score_N, 3)
+    assert {name: forget[mask_F].tolist() for name, mask_F in found.items()} == {
+        "low": [9, 4],
+        "mid": [2],
+        "high": [7],
+    }
+    unknown_N = score_N.copy()
+    unknown_N[2] = np.nan
+    assert memorization_levels(forget, None, 3) == memorization_levels(forget, unknown_N, 3) == {}
+    assert memorization_levels(forget[:2], score_N, 3) == {}
 
 
 def test_names_that_an_audit_needs_are_refused(packed, tmp_path):

@@ -19,7 +19,7 @@ FLOORS = {
     "plans": 4,
     "algorithms": 3,
     "training": 2, "inference": 2, "reporting": 2, "score_files": 2,
-    "loaders": 1, "scores": 1, "refinement": 1, "surrogates": 1, "store": 1, "doctor": 1,
+    "loaders": 1, "stepping": 1, "scores": 1, "refinement": 1, "surrogates": 1, "store": 1, "doctor": 1,
     "kernels": 0, "models": 0, "data": 0, "evaluation": 0, "config": 0, "runtime": 0, "recipes": 0,
     "progress": -1, "errors": -1,
 }  # fmt: skip
@@ -93,7 +93,7 @@ def imports_go_down(unit, tree):
 
 def kernels_need_torch_alone(unit, tree):
     for module, line in _imports(tree):
-        known = {"torch", "numpy", "triton"} | sys.stdlib_module_names
+        known = {"torch", "numpy", "numba", "triton"} | sys.stdlib_module_names
         if unit == "kernels" and module.partition(".")[0] not in known and _unit(module) != "kernels":
             yield line, f"imports {module}"
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
+from rumfast.stepping import split
 from rumfast.training import Learner
 
 # Numbers in one block of gradients: about what a core's cache holds, and half a gigabyte on a GPU.
@@ -18,7 +19,8 @@ def gradient_sum(learner: Learner, ids: Tensor) -> list[Tensor]:
     learner.model.eval()
     learner.model.zero_grad()
     for batch in learner.loader.epoch(ids, 0, shuffle=False):
-        cross_entropy(learner.logits(batch.image), batch.label, reduction="sum").backward()
+        for part in split(batch, learner.config.micro_batches):
+            cross_entropy(learner.logits(part.image), part.label, reduction="sum").backward()
         learner.examples += len(batch.id)
     gradients = [parameter.grad for parameter in learner.model.parameters() if parameter.grad is not None]
     learner.model.zero_grad()

@@ -1,6 +1,6 @@
 """L1-sparse: fine-tune on the retain set while pruning weights by an L1 penalty."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,16 +22,18 @@ def _l1_sparse(learner: Learner, forget: Tensor, retain: Tensor, config: L1Spars
     optimizer = learner.optimizer(config.lr, config.momentum, config.weight_decay)
     weights = list(learner.model.parameters())
     steps_per_epoch = learner.steps_per_epoch(len(retain))
-    step = 0
 
-    def loss_of(batch: Batch) -> tuple[Tensor, int]:
-        nonlocal step
-        strength = penalty(config.alpha, step // steps_per_epoch, config.epochs)
-        step += 1
+    def weighed() -> Iterator[tuple[Batch, Tensor]]:
+        for step, batch in enumerate(learner.batches(retain, config.epochs, seed)):
+            strength = penalty(config.alpha, step // steps_per_epoch, config.epochs)
+            yield batch, torch.full((), strength, device=learner.device)
+
+    def loss_of(pair: tuple[Batch, Tensor]) -> tuple[Tensor, int]:
+        batch, strength = pair
         loss, examples = learner.cross_entropy(batch)
         return loss + strength * l1_norm(weights), examples
 
-    learner.descend(learner.batches(retain, config.epochs, seed), optimizer, loss_of)
+    learner.descend(weighed(), optimizer, loss_of)
 
 
 def penalty(alpha: float, epoch: int, epochs: float) -> float:

@@ -48,13 +48,14 @@ def _neggrad_plus(
     optimizer = learner.optimizer(config.lr, config.momentum, config.weight_decay)
     ascent = _cycle(learner, forget, derive_seed("ascent", seed))
 
-    def loss_of(batch: Batch) -> tuple[Tensor, int]:
-        other = next(ascent)
+    def loss_of(pair: tuple[Batch, Batch]) -> tuple[Tensor, int]:
+        batch, other = pair
         descent = cross_entropy(learner.logits(batch.image), batch.label)
         climb = cross_entropy(learner.logits(other.image), other.label)
         return config.alpha * descent - (1 - config.alpha) * climb, len(batch.id) + len(other.id)
 
-    learner.descend(learner.batches(retain, config.epochs, seed), optimizer, loss_of)
+    pairs = zip(learner.batches(retain, config.epochs, seed), ascent, strict=False)  # the second has no end
+    learner.descend(pairs, optimizer, loss_of)
 
 
 def _cycle(learner: Learner, ids: Tensor, seed: int) -> Iterator[Batch]:

@@ -49,7 +49,7 @@ class Split:
 
         high = largest scores, low = smallest, mid = nearest 0.5, mixed = a third of each (low first, then
         high, then mid among the rest; the remainder goes to low, then mid). Examples whose score is NaN are
-        never chosen. Section 3 of arXiv 2406.01257. Raises UsageError for a bad level or size.
+        never chosen. Section 4.2 of arXiv 2406.01257. Raises UsageError for a bad level or size.
 
         >>> Split.from_scores([0.0, 0.5, 0.9, 0.1], size=1, level="high").forget
         array([2])

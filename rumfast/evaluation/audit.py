@@ -162,11 +162,7 @@ def _within(metric: Metric, low: float, high: float) -> tuple[float, float]:
 
 
 def judge(value: float, low: float, high: float, band: NullBand, metric: Metric, models: int) -> Finding:
-    """The verdict on a value with its interval; see :meth:`Auditor.audit`.
-
-    ``needed`` extrapolates the interval's half width h, which falls as 1/√n, to the distance d between value
-    and band: n·(h/d)².
-    """
+    """The verdict on a value with its interval; see :meth:`Auditor.audit`."""
     below = band.low - value if metric.better != "lower" else -math.inf
     above = value - band.high if metric.better != "higher" else -math.inf
     distance = max(below, above)
@@ -175,24 +171,46 @@ def judge(value: float, low: float, high: float, band: NullBand, metric: Metric,
     clear = high < band.low if below > above else low > band.high
     if clear:
         return Finding(value, low, high, band, "outside", None)
-    half = max(high - value, value - low)
-    return Finding(value, low, high, band, "cannot tell", math.ceil(models * (half / distance) ** 2))
+    finding = Finding(value, low, high, band, "cannot tell", None)
+    return finding._replace(needed=models_needed(finding, metric, models))
 
 
-def without_power(findings: Mapping[str, Finding], originals: Mapping[str, Finding]) -> dict[str, Finding]:
+def models_needed(finding: Finding, metric: Metric, models: int) -> int | None:
+    """Models of each kind, about, with which a finding on ``models`` would be *outside*; None: none would.
+
+    The half widths h of the interval and b of the band fall as 1/√n, so that with n·((h + b)/d)² models they
+    no longer meet over the distance d of the value from the band's mean.
+
+    >>> finding = Finding(0.75, 0.625, 0.875, NullBand(0.5, 0.25, 0.75, 8), "inside", None)
+    >>> models_needed(finding, METRICS["accuracy_forget"], 8)  # 8 · ((0.125 + 0.25)/0.25)²
+    18
+    """
+    value, low, high, band = finding[:4]
+    gap = value - band.mean
+    apart = abs(gap) if metric.better == "oracle" else gap if metric.better == "lower" else -gap
+    if apart <= 0:
+        return None
+    # The longer sides: the others may be cut to the metric's range.
+    half = max(high - value, value - low) + max(band.high - band.mean, band.mean - band.low)
+    return math.ceil(models * (half / apart) ** 2)
+
+
+def without_power(
+    findings: Mapping[str, Finding],
+    originals: Mapping[str, Finding],
+    metrics: Mapping[str, Metric] = METRICS,
+) -> dict[str, Finding]:
     """Findings in which *inside* reads *no power* where the originals themselves were not found outside.
 
     An audit that cannot tell models that never forgot from retrains says nothing of others on this forget
-    set. ``needed``: models of each kind for which the band's half width, falling as 1/√n, would be as small
-    as the originals' distance from the band's mean.
+    set. ``needed``: models of each kind with which it would tell the originals.
     """
     result = {}
     for name, finding in findings.items():
         none = originals[name]
         if finding.verdict == "inside" and none.verdict != "outside":
-            gap = abs(none.value - none.null.mean)
-            half = (none.null.high - none.null.low) / 2
-            needed = math.ceil(none.null.n * (half / gap) ** 2) if gap else None
-            finding = finding._replace(verdict="no power", needed=needed)
+            finding = finding._replace(
+                verdict="no power", needed=models_needed(none, metrics[name], none.null.n)
+            )
         result[name] = finding
     return result

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rumfast.evaluation.audit import Finding
+from rumfast.evaluation.metrics import Metric
 from rumfast.evaluation.outputs import Outputs
 
 LEAST_UTILITY = 0.9
@@ -32,18 +33,19 @@ def utility(audited: Outputs, oracles: Outputs) -> float:
 
 
 def judge_population(
-    findings: Mapping[str, Finding], found_utility: float, labels: Mapping[str, str]
+    findings: Mapping[str, Finding], found_utility: float, metrics: Mapping[str, Metric]
 ) -> Judgement:
     """Pass where the utility holds up and no audit is outside; fail where either does not; else cannot tell.
 
-    Audits without power count for nothing, and where all have none there is nothing to pass.
+    Audits without power count for nothing, and where all that ask for membership have none there is nothing
+    to pass: to be as accurate as retrained models is not to have forgotten.
 
     Args:
-        labels: of the metrics, for the reasons.
+        metrics: the findings', by name.
     """
 
     def names(verdict: str) -> list[str]:
-        return [labels[name] for name, finding in findings.items() if finding.verdict == verdict]
+        return [metrics[name].label for name, finding in findings.items() if finding.verdict == verdict]
 
     reasons = []
     if not found_utility >= LEAST_UTILITY:
@@ -56,7 +58,10 @@ def judge_population(
         return Judgement("fail", tuple(reasons))
     if unclear := names("cannot tell"):
         return Judgement("cannot tell", (f"too few models to tell by {', '.join(unclear)}",))
-    passed = names("inside")
-    if not passed:
-        return Judgement("cannot tell", ("no audit tells even the originals from retrained models",))
-    return Judgement("pass", (f"like retraining by all {len(passed)} audits that have power here",))
+    passed = [metrics[name] for name, finding in findings.items() if finding.verdict == "inside"]
+    if not any(metric.membership for metric in passed):
+        return Judgement(
+            "cannot tell", ("no audit of membership tells even the originals from retrained models",)
+        )
+    powerful = " that have power here" if names("no power") else ""
+    return Judgement("pass", (f"like retraining by all {len(passed)} audits{powerful}",))

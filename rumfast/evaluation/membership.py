@@ -13,8 +13,8 @@ def confidence(logits_NC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
 
 
 def modified_entropy(probability_NC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
-    """Modified entropy −(1−p_y) log p_y − Σ_{c≠y} p_c log(1−p_c) (Song & Mittal 2021, section 5.2), [N] in
-    [0, ∞].
+    """Modified entropy −(1−p_y) log p_y − Σ_{c≠y} p_c log(1−p_c) (Song & Mittal 2021, arXiv 2003.10595),
+    [N] in [0, ∞].
 
     >>> round(float(modified_entropy(np.array([[0.7, 0.2, 0.1]]), np.array([0]))[0]), 4)
     0.1622

@@ -260,7 +260,8 @@ METRICS: Mapping[str, Metric] = {
     **_roc(
         "rmia",
         "RMIA",
-        "share of test examples whose probability, relative to oracles', is exceeded by the example's",
+        "share of test examples whose probability, relative to oracles', is exceeded by the example's, and "
+        "by how much where all are",
         sources.RMIA,
     ),
     "forgetting_quality": Metric(

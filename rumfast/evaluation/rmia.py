@@ -25,21 +25,25 @@ def rmia(
     that never saw x). Pr(x) is the mean over the oracles but one: but the target where it is an oracle, but
     oracle i mod K for audited model i, so that all targets are held against K − 1 oracles.
 
+    Memorized examples prevail over every z in models that know them, and in some oracles too. All of these
+    would tie at 1, where no threshold accuses few oracles: from there on the score is
+    2 − γ·max_z ratio(z)/ratio(x), which rises with the greatest γ that leaves it at 1.
+
     Args:
         margin_MF, oracle_KF: margins in nats of M audited models and K oracles on the F forget examples.
         margin_MZ, oracle_KZ: the same models' margins on Z examples none was trained on, the test examples.
         gamma: how far ratio(x) must exceed ratio(z).
 
     Returns:
-        Scores in [0, 1]: of the forget examples on audited models, M·F, and on oracles, K·F.
+        Scores in [0, 2), shares below 1: of the forget examples on audited models, M·F, and on oracles, K·F.
 
     Raises:
         DataError: fewer than two oracles, shapes that do not fit, or a margin that is not finite.
         UsageError: a gamma that is not positive.
 
     >>> oracles = np.array([[0.0], [0.2], [-0.2]]), np.array([[1.0, 2.0], [1.1, 1.9], [1.2, 2.1]])
-    >>> rmia(oracles[0] + 3, oracles[0], oracles[1], oracles[1]).member_P
-    array([1., 1., 1.])
+    >>> rmia(oracles[0] + 3, oracles[0], oracles[1], oracles[1]).member_P >= 1
+    array([ True,  True,  True])
     """
     ours, theirs = populations("rmia on the forget set", margin_MF, oracle_KF)
     ours_z, theirs_z = populations("rmia on the test set", margin_MZ, oracle_KZ)
@@ -70,10 +74,13 @@ def _ratios(margin_MN: np.ndarray, oracle_KN: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _shares(ratio_MF: np.ndarray, bar_MZ: np.ndarray) -> np.ndarray:
-    """For each of M·F ratios, the share of its model's Z bars that it reaches."""
+    """For each of M·F ratios, the share of its model's Z bars that it reaches, and more where it is all."""
     order_MF, bar_MZ = np.argsort(ratio_MF, axis=1), np.sort(bar_MZ, axis=1)
     reached_MF = np.empty(ratio_MF.shape)
     for ratio_F, order_F, bar_Z, reached_F in zip(ratio_MF, order_MF, bar_MZ, reached_MF, strict=True):
         # In order, look-ups find the next bar at hand: a third of the time.
         reached_F[order_F] = np.searchsorted(bar_Z, ratio_F[order_F], "right")
-    return reached_MF.ravel() / bar_MZ.shape[1]
+    score_MF, most_MF = reached_MF / bar_MZ.shape[1], np.broadcast_to(bar_MZ[:, -1:], ratio_MF.shape)
+    all_MF = score_MF == 1
+    score_MF[all_MF] = 2 - most_MF[all_MF] / ratio_MF[all_MF]
+    return score_MF.ravel()

@@ -1,6 +1,6 @@
 """Where each metric comes from."""
 
-TOW = "Zhao et al. 2024 (arXiv 2406.01257), section 3"
+TOW = "Zhao et al. 2024 (arXiv 2406.01257), section 4"
 SVC_MIA = "Zhao et al. 2024 (arXiv 2406.01257), appendix; Song & Mittal 2021 for modified entropy"
 DISAGREEMENT = "Triantafillou et al. 2024 (arXiv 2406.09073)"
 JS = "Chundawat et al. 2023 (arXiv 2205.08096), section 5"

@@ -1,7 +1,8 @@
 """Batches streamed from a beton by FFCV, for image sets that do not fit on the device."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -22,9 +23,9 @@ STALL_S = 300.0  # seconds without a batch after which the file system is taken 
 class StreamingLoader:
     """The contract and the very batches of ResidentLoader, read from `beton_path` while training.
 
-    FFCV only decodes; order, cropping and flipping are rumfast's own. One decoding thread (`num_workers`)
-    reads about a million small images per second. Needs the extra `rumfast[ffcv]`; raises UsageError without
-    it, DataError for a corrupt file.
+    FFCV only decodes, three batches ahead; order, cropping and flipping are rumfast's own, on the device. One
+    decoding thread (`num_workers`) reads about a million small images per second. Needs the extra
+    `rumfast[ffcv]`; raises UsageError without it, DataError for a corrupt file.
     """
 
     def __init__(
@@ -71,30 +72,38 @@ class StreamingLoader:
         return self._batches(order, seed, epoch)
 
     def _batches(self, order: torch.Tensor, seed: int, epoch: int) -> Iterator[Batch]:
-        seen = 0
         bounds = batch_bounds(len(order), self.batch_size)
-        with closing(_decoded(self._ffcv, order.numpy(), self.tables.path)) as chunks:
-            for image_BHWC in _regroup(chunks, [stop - start for start, stop in bounds], self._empty):
-                id_B = order[seen : seen + len(image_BHWC)].to(self.device)
-                seen += len(id_B)
-                image_BHWC = image_BHWC.to(self.device, non_blocking=True)
+        order_there = order.to(self.device)
+        decoded = _decoded(self._ffcv, order.numpy(), bounds, self.tables.path)
+        with closing(decoded), closing(_on_device(decoded, self.device)) as images:
+            for (start, stop), image_BHWC in zip(bounds, images, strict=True):
+                id_B = order_there[start:stop]
                 image = augment_images(image_BHWC, id_B, seed=seed, epoch=epoch, **self._options)
                 yield Batch(image, self.label_N[id_B], id_B)
-        assert seen == len(order), f"FFCV gave {seen} of {len(order)} examples"
-
-    def _empty(self, batch: int) -> torch.Tensor:
-        shape = (batch, self.tables.height, self.tables.width, 3)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
 
-class _GivenOrder:
-    """An FFCV traversal order that is whatever was put into `order` last."""
+class _Order:
+    """An FFCV traversal order that comes in batches of almost equal sizes, as ``batch_bounds`` cuts them.
 
-    def __init__(self, order: np.ndarray):
+    FFCV asks for ``order[: examples]``, and then for ``order[k * size : (k + 1) * size]`` as its batch k.
+    """
+
+    def __init__(self, order: np.ndarray, bounds: Sequence[tuple[int, int]], size: int):
         self.order = order
+        self.bounds = bounds
+        self.size = size
 
-    def sample_order(self, epoch: int) -> np.ndarray:
-        return self.order
+    def sample_order(self, epoch: int) -> "_Order":
+        return self
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, part: slice) -> "_Order | np.ndarray":
+        if part.start is None:
+            return self
+        start, stop = self.bounds[part.start // self.size]
+        return self.order[start:stop]
 
 
 def _open_ffcv(path: Path, batch_size: int, num_workers: int):
@@ -115,9 +124,14 @@ def _open_ffcv(path: Path, batch_size: int, num_workers: int):
         )
 
 
-def _decoded(ffcv_loader, order: np.ndarray, path: Path) -> Generator[np.ndarray]:
-    """Views into FFCV's ring buffer, [<= batch, H, W, 3] uint8, valid until the next one is asked for."""
-    ffcv_loader.traversal_order = _GivenOrder(order)
+def _decoded(
+    ffcv_loader, order: np.ndarray, bounds: Sequence[tuple[int, int]], path: Path
+) -> Generator[np.ndarray]:
+    """Batches [B, H, W, 3] uint8 in FFCV's ring of buffers, each valid until the next one is asked for.
+
+    The buffers are pinned where there is CUDA, once in an epoch.
+    """
+    ffcv_loader.traversal_order = _Order(order, bounds, ffcv_loader.batch_size)
     threads = torch.get_num_threads()
     epoch = iter(ffcv_loader)
     try:
@@ -154,18 +168,31 @@ def _join(epoch) -> None:
         epoch.join(0.01)
 
 
-def _regroup(chunks: Iterator[np.ndarray], sizes: list[int], empty) -> Iterator[torch.Tensor]:
-    """Copy chunks of any sizes into fresh tensors of the sizes asked for."""
-    chunk, used = np.empty(0), 0
-    for size in sizes:
-        batch, filled = empty(size), 0
-        while filled < size:
-            if used == len(chunk):
-                chunk, used = next(chunks), 0
-            count = min(size - filled, len(chunk) - used)
-            batch[filled : filled + count] = torch.from_numpy(chunk[used : used + count])
-            filled, used = filled + count, used + count
-        yield batch
+def _on_device(decoded: Iterable[np.ndarray], device: torch.device) -> Generator[torch.Tensor]:
+    """The batches on ``device``; on CUDA, each is copied by a stream of its own while the one before is used.
+
+    On a CPU they are views, valid until the next one is asked for.
+    """
+    if device.type != "cuda":
+        yield from map(torch.from_numpy, decoded)
+        return
+    stream, copied = torch.cuda.Stream(device), torch.cuda.Event()
+    ready: torch.Tensor | None = None
+    try:
+        for batch in chain(decoded, [None]):  # None: nothing is left to copy, but one is ready
+            copying = None
+            if batch is not None:
+                with torch.cuda.stream(stream):
+                    copying = torch.from_numpy(batch).to(device, non_blocking=True)
+                    copied.record(stream)
+            if ready is not None:
+                # Its memory goes back to the copying stream, but not before this one has used it.
+                ready.record_stream(torch.cuda.current_stream(device))
+                yield ready
+            copied.synchronize()  # FFCV may fill the buffer again once the next batch is asked for
+            ready = copying
+    finally:
+        copied.synchronize()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from rumfast.evaluation.pairing import Pairing
 from rumfast.evaluation.ranking import badness, rank_agreement
 from rumfast.evaluation.roc import curve
 from rumfast.pipeline.context import Context
+from rumfast.refinement import refine
 
 EXAMPLES = 6  # forgotten examples whose margins are shown, from the least to the most memorized
 
@@ -37,7 +38,7 @@ def model_record(
     """
     found = findings if one.kind == "oracle" else without_power(findings, none)
     useful = utility(one.outputs, oracles)
-    verdict, reasons = judge_population(found, useful, {name: METRICS[name].label for name in found})
+    verdict, reasons = judge_population(found, useful, METRICS)
     return {
         "name": one.name,
         "kind": one.kind,
@@ -83,21 +84,37 @@ def false_alarms(pool: Outputs, *, draws: int, splits: int, seed: int) -> dict[s
 def breakdown(
     run: Context, audited: Sequence[Audited], oracles: Outputs, *, splits: int, seed: int
 ) -> dict[str, Any]:
-    """Forget accuracy by class and by group, each with its band."""
+    """Forget accuracy by class and by memorization level, each with its band."""
     forget = run.split.forget
     label_F = run.data.train.label_N[forget]
+    score_N = None if run.memorization is None else run.memorization.score_N
     masks = {
         "class": {str(run.data.classes[c]): label_F == c for c in np.unique(label_F)},
-        "level": {group.name: np.isin(forget, group.ids) for group in run.groups()},
+        "level": memorization_levels(forget, score_N, run.recipe.forget.groups),
     }
-    result: dict[str, dict[str, Any]] = {each.name: {} for each in audited}
+    result: dict[str, dict[str, Any]] = {each.name: {kind: {} for kind in masks} for each in audited}
     for kind, by_name in masks.items():
+        if not by_name:
+            continue
         metrics = {name: _part_accuracy(mask_F) for name, mask_F in by_name.items()}
         auditor = Auditor(oracles, oracles.models, metrics=metrics, splits=splits, seed=seed)
         for each in audited:
             found = auditor.audit(each.outputs)
             result[each.name][kind] = {name: finding_record(finding) for name, finding in found.items()}
     return result
+
+
+def memorization_levels(forget: np.ndarray, score_N: np.ndarray | None, groups: int) -> dict[str, np.ndarray]:
+    """Which of the forget set belong to each level of memorization, [F] bool by name.
+
+    Plans may refine it in another way. Nothing where a forgotten example has no score, or there are too few.
+
+    >>> memorization_levels(np.array([3, 1]), np.array([0.0, 0.2, 0.1, 0.9]), 2)
+    {'low': array([False,  True]), 'high': array([ True, False])}
+    """
+    if score_N is None or len(forget) < groups or np.isnan(score_N[forget]).any():
+        return {}
+    return {group.name: np.isin(forget, group.ids) for group in refine(forget, score_N, groups)}
 
 
 def _part_accuracy(mask_F: np.ndarray) -> Metric:

@@ -59,7 +59,7 @@ def difficulty(
         What is written to ``out/difficulty.json``, schema ``rumfast/difficulty/1``: ``sets``, each with its
         measured memorization and ES, its score ``profile`` beside its surrogates', and the metrics of every
         algorithm, and ``differences`` and ``findings`` (see :func:`rumfast.pipeline.findings.weigh`) on
-        whether ToW falls as difficulty rises (Zhao et al. 2024, section 3). Lowest and highest go by what was
+        whether ToW falls as difficulty rises (Zhao et al. 2024, section 4). Lowest and highest go by what was
         measured, not by the level's name.
 
     Args:

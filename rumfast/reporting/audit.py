@@ -41,11 +41,11 @@ from rumfast.reporting.audit_text import (
 from rumfast.reporting.estimates import (
     MISSING,
     band_range,
+    cost_text,
     count_text,
     estimate,
     finite,
     metric_text,
-    seconds_text,
 )
 from rumfast.reporting.templates import fill_template
 from rumfast.reporting.verdict import metric_label
@@ -101,6 +101,7 @@ def _model(record: Record, model: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": model["name"],
         "steps": model.get("steps") or "",
+        "price": _price(model) if model["kind"] == "plan" else "",
         "sentence": sentence(model),
         "reasons": model["reasons"],
         "verdict": model["verdict"],
@@ -108,6 +109,12 @@ def _model(record: Record, model: Mapping[str, Any]) -> dict[str, Any]:
         "least": metric_text("utility", finite(utility["least"])),
         "useful": bool(utility["passed"]),
     }
+
+
+def _price(model: Mapping[str, Any]) -> str:
+    """What unlearning takes against training anew."""
+    cost, time = (cost_text(finite(model.get(key))) for key in ("cost", "time"))
+    return f"{cost} of the gradients and {time} of the time that retraining takes"
 
 
 def _matrix(record: Record) -> dict[str, Any]:
@@ -190,19 +197,16 @@ def _definitions(record: Record) -> list[tuple[str, str]]:
 
 
 def _audit_facts(record: Record) -> provenance.Rows:
-    """How many models, how many draws, how long."""
-    timing, steps = record.get("timing") or {}, record.get("relearning") or {}
-    rows = [
+    """How many models, how many draws, how soon they relearn."""
+    return [
         ("models of each kind", count_text(record["population"])),
         ("held-out oracles", count_text(record["held_out"])),
         ("random draws per interval and band", count_text(record["splits"])),
         ("stated level", f"{record['level']:.0%}"),
-        *((f"relearning steps of {name} models, mean", _mean(values)) for name, values in steps.items()),
-    ]
-    return rows + [
-        (key.removesuffix("_s").replace("_", " "), seconds_text(finite(value)))
-        for key, value in timing.items()
-        if key.endswith("_s")
+        *(
+            (f"relearning steps of {name} models, mean", _mean(values))
+            for name, values in record["relearning"].items()
+        ),
     ]
 
 

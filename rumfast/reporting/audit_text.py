@@ -182,7 +182,7 @@ def cautions(record: Record) -> list[str]:
         notes.append(
             f"More false alarms than the stated level of {record['level']:.0%}: {alarms_text(record)}"
         )
-    return [*notes, *record.get("notes", ())]
+    return notes
 
 
 def powerless(record: Record) -> list[str]:

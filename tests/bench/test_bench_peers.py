@@ -19,7 +19,7 @@ from rumfast.sweeps.run import sweep_spec
 from rumfast.training import Learner, learning_rate
 
 CPU = torch.device("cpu")
-TINY = Setting(CPU, quick=True, copy_gb_s=10.0, matmul_gflop_s={"float32": 10.0})
+TINY = Setting(CPU, quick=True, copy_gb_s=10.0, matmul_gflop_s={"float32": 10.0, "bfloat16": 40.0})
 
 
 def grey_images(examples=20):
@@ -43,25 +43,41 @@ def same_epochs(theirs, ours):
     assert [label for _, label in theirs] == [label for _, label in ours]
 
 
-def test_plain_loader_gives_our_images(monkeypatch):
-    monkeypatch.setattr(loader, "BATCH", 8)
+def test_plain_loader_gives_our_images():
     data = grey_images()
-    theirs = loader.plain_epochs(data, CPU)["DataLoader, 0 workers"]
-    same_epochs(middles(theirs), middles(loader.resident_epochs(data, CPU)))
+    theirs = loader.plain_epochs(data, CPU, 8)["DataLoader, 0 workers"]
+    same_epochs(middles(theirs), middles(loader.resident_epochs(data, CPU, 8)))
     assert loader.drain(theirs) == 20
+    assert next(loader.resident_epochs(data, CPU, 8, torch.bfloat16)())[0].dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_loader_suite_tells_sizes_and_dtypes_apart(monkeypatch):
+    """Without FFCV, which compiles for half a minute; its peers have a test of their own."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ffcv" else find(name))
+    sizes = [loader.Images(32, (20,) * 3, (8,) * 3), loader.Images(12, (7,) * 3, (4,) * 3)]
+    monkeypatch.setattr(loader, "SIZES", sizes)
+    found = {one["name"]: one for one in loader.cases(TINY)}
+    halves = {"loader resident, bfloat16", "loader resident, bfloat16, 12×12"} if TINY.native_bf16 else set()
+    assert set(found) == {"loader resident", "loader resident, 12×12"} | halves
+    assert found["loader resident, 12×12"]["shape"] == "[7, 12, 12, 3] uint8, batch 4, crop 4, flip"
+    for name, one in found.items():
+        assert one["dtype"] == ("bfloat16" if "bfloat16" in name else "float32")
+        assert one["peers"][loader.FFCV] == {"missing": "not installed"}
+        assert {"DataLoader, 0 workers", "DataLoader, 2 workers"} < set(one["ratio"])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="needs ffcv")
 @pytest.mark.filterwarnings("ignore")
-def test_ffcv_gives_our_images_and_gives_the_threads_back(monkeypatch, tmp_path):
-    monkeypatch.setattr(loader, "BATCH", 8)
+def test_ffcv_gives_our_images_and_gives_the_threads_back(tmp_path):
     data, beton = grey_images(), tmp_path / "train.beton"
     write_beton(beton, data.train)
     threads = torch.get_num_threads()
-    ours = middles(loader.resident_epochs(data, CPU))
-    same_epochs(middles(loader.ffcv_epochs(beton, data, CPU)), ours)
-    same_epochs(middles(loader.streaming_epochs(beton, data, CPU)), ours)
+    ours = middles(loader.resident_epochs(data, CPU, 8))
+    same_epochs(middles(loader.ffcv_epochs(beton, data, CPU, 8)), ours)
+    same_epochs(middles(loader.streaming_epochs(beton, data, CPU, 8)), ours)
     assert torch.get_num_threads() == threads
 
 
@@ -127,7 +143,7 @@ def test_train_suite_states_its_peers(monkeypatch):
     monkeypatch.setattr(Setting, "size", lambda self, quick, full, cuda: quick // 8)
     (one,) = train.cases(TINY)
     assert one["shape"] == "resnet8, [8, 32, 32, 3] uint8, batch 8"
-    assert set(one["peers"]) == {train.PLAIN, train.HALF}
+    assert set(one["peers"]) == {train.PLAIN, train.HALF, train.COMPILED, train.FFCV}
     assert one["notes"]["images/s"]["ours"] == pytest.approx(8000 / one["ours"]["p50"])
 
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from rumfast.bench import SUITES, compare, run, table
+from rumfast.bench import SUITES, compare, fallen, run, table
 from rumfast.bench.cases import case
 from rumfast.bench.report import SCHEMA
 from rumfast.errors import DataError, UsageError
@@ -14,13 +14,13 @@ ENVIRONMENT = {"gpu": None, "cpu": "a CPU, 2 cores", "torch": "2.11"}
 TIMES = {"ours": [1.0, 2.0, 6.0], "loop": [3.0, 8.0, 12.0], "eager": [1.0, 1.0, 1.0]}
 
 
-def record(*cases, device="cpu"):
+def record(*cases):
     return {
         "schema": SCHEMA,
         "quick": True,
         "date": "2030-01-01T00:00:00+00:00",
         "commit": "abc",
-        "device": device,
+        "device": "cpu",
         "environment": ENVIRONMENT,
         "threads": 2,
         "cases": list(cases),
@@ -31,7 +31,7 @@ def record(*cases, device="cpu"):
 def with_ratios(name="sum", shape="[4]", **ratio):
     """A case of which our median is 100 ms and a peer's that many times more."""
     samples = {"ours": [100.0]} | {peer: [100.0 * value] for peer, value in ratio.items()}
-    return case(name, shape, "float32", samples)
+    return {"suite": "kernels"} | case(name, shape, "float32", samples)
 
 
 def test_ratio_is_that_of_the_medians_and_spread_that_of_the_rounds():
@@ -62,21 +62,21 @@ def test_a_case_goes_through_json_unchanged():
 def test_compare_names_exactly_what_fell():
     before = record(with_ratios(loop=4.0, eager=2.0, batch=10.0), with_ratios("mean", loop=1.0))
     now = record(with_ratios(loop=3.1, eager=9.0, batch=8.1), with_ratios("mean", loop=0.5))
-    loop, mean = compare(now, before)
+    loop, mean = compare(now, before).values()
     assert loop.startswith("sum [4] float32 against loop: 3.1× now, 4× before")
     assert mean.startswith("mean [4] float32 against loop: 0.5× now, 1× before")
     assert len(compare(now, before, tolerance=0.18)) == 3
-    assert compare(before, before) == []
+    assert compare(before, before) == {}
 
 
 def test_compare_allows_what_is_just_within_the_tolerance():
-    assert compare(record(with_ratios(loop=3.2)), record(with_ratios(loop=4.0))) == []
+    assert compare(record(with_ratios(loop=3.2)), record(with_ratios(loop=4.0))) == {}
     assert len(compare(record(with_ratios(loop=3.19)), record(with_ratios(loop=4.0)))) == 1
 
 
 def test_compare_takes_no_other_shape_for_the_same_case():
     before = record(with_ratios(shape="[4]", loop=4.0), with_ratios(shape="[9]", loop=1.0))
-    assert compare(record(with_ratios(shape="[9]", loop=1.0)), before) == []
+    assert compare(record(with_ratios(shape="[9]", loop=1.0)), before) == {}
     with pytest.raises(UsageError, match="share no case"):
         compare(record(with_ratios(shape="[5]", loop=1.0)), before)
 
@@ -85,8 +85,31 @@ def test_compare_refuses_what_cannot_be_compared():
     good = record(with_ratios(loop=4.0))
     with pytest.raises(DataError, match="rumfast/bench/0"):
         compare(good, good | {"schema": "rumfast/bench/0"})
-    with pytest.raises(UsageError, match="cuda.*cpu"):
-        compare(good, record(with_ratios(loop=4.0), device="cuda"))
+    with pytest.raises(UsageError, match="taken on an H100, this one on a CPU, 2 cores"):
+        compare(good, good | {"environment": ENVIRONMENT | {"gpu": "an H100"}})
+    with pytest.raises(UsageError, match="taken on another CPU, 2 cores"):
+        compare(good, good | {"environment": ENVIRONMENT | {"cpu": "another CPU, 2 cores"}})
+
+
+def test_a_ratio_has_to_fall_each_time(monkeypatch):
+    """Suites with a fall are measured twice more; only what fell in all three is told, as last measured."""
+    before = record(with_ratios(loop=4.0, eager=4.0), with_ratios("mean", loop=4.0) | {"suite": "loader"})
+    first = record(with_ratios(loop=1.0, eager=2.0), with_ratios("mean", loop=4.0) | {"suite": "loader"})
+    later = [record(with_ratios(loop=1.1, eager=3.9)), record(with_ratios(loop=1.2, eager=1.0))]
+    measured = []
+
+    def take(suites, quick):
+        measured.append((list(suites), quick))
+        return later[len(measured) - 1]
+
+    monkeypatch.setattr("rumfast.bench.record.take", take)
+    (message,) = fallen(first, before, quick=True)
+    assert message.startswith("sum [4] float32 against loop: 1.2× now, 4× before (-70%)")
+    assert measured == [(["kernels"], True)] * 2
+    later[0] = record(with_ratios(loop=4.0, eager=4.0))
+    measured.clear()
+    assert fallen(first, before) == [] and measured == [(["kernels"], False)]
+    assert fallen(before, before) == [] and len(measured) == 1
 
 
 def test_table_has_a_row_for_each_peer():

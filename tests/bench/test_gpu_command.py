@@ -43,12 +43,14 @@ def test_dry_run_tries_everything_on_a_cpu(tmp_path):
         shutil.copytree(ROOT / folder, checkout / folder, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", checkout)
     backend = checkout / "kernels" / "backend.py"
-    backend.write_text(backend.read_text() + "\nprint('not the installed package')\n")
-    done = gpu(checkout, "--dry-run", "--out", out)
+    marked = "\nimport sys\nprint('not the installed package', file=sys.stderr)\n"
+    backend.write_text(backend.read_text() + marked)
+    done = gpu(checkout, "--dry-run", "--out", out, "builds", "tests", "kernels", "memorization")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "not the installed package" in done.stdout
-    files = {"builds.json", "kernels.json", "kernels.md", "tests.txt"}
+    assert "not the installed package" in done.stderr
+    files = {"builds.json", "kernels.json", "kernels.md", "tests.txt", "memorization.json", "sweep"}
     assert {path.name for path in out.iterdir()} == files
+    assert json.loads((out / "memorization.json").read_text())["members"] == 4
     assert json.loads((out / "kernels.json").read_text())["quick"]
     assert " passed" in (out / "tests.txt").read_text()
     assert not (checkout / "bench" / "results").exists()
@@ -74,7 +76,7 @@ def test_a_part_that_fails_stops_no_other(stubbed):
     assert (results / "kernels.md").read_text() == "| a table |\n"
     calls = Path(environment["LOG"]).read_text()
     assert f"-m rumfast.cli bench kernels --save {results}/kernels.json" in calls
-    assert "-m gpu tests/kernels" in calls
+    assert "-m gpu tests/kernels tests/loaders tests/test_stepping.py" in calls
     assert "--quick" not in calls
     site = calls.split(":")[0]
     assert calls.startswith(f"{site}:/else: ") and not Path(site).exists()

@@ -4,7 +4,7 @@ from populations import population
 
 from rumfast.errors import DataError
 from rumfast.evaluation import METRICS, NullBand
-from rumfast.evaluation.audit import Auditor, Finding, judge, without_power
+from rumfast.evaluation.audit import Auditor, Finding, judge, models_needed, without_power
 
 BAND = NullBand(0.5, 0.4, 0.6, 8)
 
@@ -109,18 +109,49 @@ def test_verdicts(value, low, high, better, verdict):
     assert judge(value, low, high, BAND, metric, 16).verdict == verdict
 
 
-def test_needed_extrapolates_the_half_width_to_the_distance():
+@pytest.mark.parametrize(
+    "value, low, high, better",
+    [
+        (0.65, 0.58, 0.72, "oracle"),
+        (0.61, 0.50, 0.72, "lower"),
+        (0.35, 0.28, 0.42, "higher"),
+        (0.521, 0.421, 0.621, "oracle"),
+        (0.98, 0.935, 1.0, "oracle"),  # the upper halves are cut to the range
+    ],
+)
+def test_with_the_models_needed_it_would_be_outside_and_with_fewer_not(value, low, high, better):
+    metric = METRICS["accuracy_forget"]._replace(better=better)
+    band = BAND if value < 0.9 else NullBand(0.9, 0.75, 1.0, 16)
+
+    def verdict(models):
+        """With this many models, value and mean as they are and all half widths smaller by the root."""
+        scale = np.sqrt(16 / models)
+        half, wide = max(high - value, value - low) * scale, (band.mean - band.low) * scale
+        narrower = NullBand(band.mean, band.mean - wide, band.mean + wide, models)
+        return judge(value, value - half, value + half, narrower, metric, models).verdict
+
+    found = models_needed(Finding(value, low, high, band, "cannot tell", None), metric, 16)
+    assert verdict(found + 1) == "outside" != verdict(found - 1)
+
+
+def test_needed_by_hand():
     found = judge(0.65, 0.58, 0.72, BAND, METRICS["accuracy_forget"], 16)
-    assert found.needed == 32  # half width 0.07, distance 0.05: 16 · 1.96 = 31.4
+    # Half widths 0.1 of the band and 0.07, the value 0.15 from the band's mean: 16 · (17/15)² = 20.6
+    assert (found.verdict, found.needed) == ("cannot tell", 21)
 
 
 def test_inside_says_nothing_where_the_originals_are_inside():
-    inside = Finding(0.5, 0.45, 0.55, BAND, "inside", None)
-    near = Finding(0.52, 0.47, 0.57, BAND, "inside", None)
-    caught = Finding(0.9, 0.85, 0.95, BAND, "outside", None)
-    found = without_power({"a": inside, "b": inside, "c": caught}, {"a": near, "b": caught, "c": near})
-    assert [found[name].verdict for name in "abc"] == ["no power", "inside", "outside"]
-    assert found["a"].needed == 200  # band ±0.1 with 8 models, the originals 0.02 from its mean
+    band = NullBand(0.5, 0.25, 0.75, 8)
+    inside = Finding(0.5, 0.45, 0.55, band, "inside", None)
+    near = Finding(0.625, 0.5, 0.75, band, "inside", None)
+    caught = Finding(0.9, 0.85, 0.95, band, "outside", None)
+    originals = {"a": near, "b": caught, "c": near, "d": near}
+    metrics = dict.fromkeys("abc", METRICS["mia"]) | {"d": METRICS["tow"]}
+    found = without_power({"a": inside, "b": inside, "c": caught, "d": inside}, originals, metrics)
+    assert [found[name].verdict for name in "abcd"] == ["no power", "inside", "outside", "no power"]
+    # With 8 models a band of ±1/4 and an interval of ±1/8, the originals 1/8 from its mean: 8 · 3².
+    assert found["a"].needed == 72
+    assert found["d"].needed is None  # they lie towards ToW's good end: no number of models finds them out
 
 
 def test_too_few_models_are_refused(oracles):

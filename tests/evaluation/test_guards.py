@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from populations import FORGET, RETAIN, TEST_LABEL, TRAIN_LABEL, population
 
-from rumfast.evaluation import NullBand
+from rumfast.evaluation import METRICS, NullBand
 from rumfast.evaluation.audit import Auditor, Finding
-from rumfast.evaluation.guards import judge_population, utility
+from rumfast.evaluation.guards import LEAST_UTILITY, judge_population, utility
 from rumfast.evaluation.outputs import collect
 
 BAND = NullBand(0.5, 0.4, 0.6, 8)
@@ -35,8 +35,23 @@ def test_a_model_with_one_margin_for_all_fails_by_its_utility():
     oracles = population(12, seed=1)
     models = constant(12)
     found = Auditor(oracles, 12, splits=40).audit(models)
-    verdict, reasons = judge_population(found, utility(models, oracles), dict.fromkeys(found, "x"))
+    verdict, reasons = judge_population(found, utility(models, oracles), METRICS)
     assert verdict == "fail" and "no longer does its work" in reasons[0]
+
+
+@pytest.mark.parametrize("temperature", [0.25, 4.0])
+def test_models_of_another_temperature_are_told_however_accurate(temperature):
+    oracles, models = population(24, seed=1), population(24, seed=2)
+    sets = {which: getattr(models, which) for which in ("forget", "retain", "test")}
+    scaled = {
+        which: outputs._replace(margin_MN=outputs.margin_MN / temperature) for which, outputs in sets.items()
+    }
+    models = models._replace(**scaled)
+    assert utility(models, oracles) >= LEAST_UTILITY
+    verdict, (reason,) = judge_population(
+        Auditor(oracles, 24, splits=40).audit(models), utility(models, oracles), METRICS
+    )
+    assert verdict == "fail" and "U-LiRA AUC" in reason
 
 
 @pytest.mark.parametrize(
@@ -51,8 +66,23 @@ def test_a_model_with_one_margin_for_all_fails_by_its_utility():
     ],
 )
 def test_what_is_said_of_a_population(verdicts, useful, verdict):
-    found = {str(number): finding(each) for number, each in enumerate(verdicts)}
-    judgement = judge_population(found, useful, {name: f"metric {name}" for name in found})
+    found = dict(zip(("mia", "tow", "rmia_auc"), map(finding, verdicts), strict=False))
+    judgement = judge_population(found, useful, METRICS)
     assert judgement.verdict == verdict and judgement.reasons
     if "outside" in verdicts:
-        assert "metric 1" in judgement.reasons[0]
+        assert "ToW" in judgement.reasons[0]
+    if verdict == "pass":
+        assert judgement.reasons == ("like retraining by all 2 audits that have power here",)
+
+
+def test_likeness_without_an_audit_of_membership_is_no_pass():
+    # Originals learned from more data, so that accuracy tells them from oracles: not what was forgotten.
+    found = {"mia": finding("no power"), "accuracy_test": finding("inside")}
+    verdict, (reason,) = judge_population(found, 1.0, METRICS)
+    assert verdict == "cannot tell" and "no audit of membership" in reason
+    assert judge_population(found | {"klom_forget": finding("inside")}, 1.0, METRICS).verdict == "pass"
+
+
+def test_retrains_are_like_retraining_by_every_audit():
+    found = {"mia": finding("inside"), "tow": finding("inside")}
+    assert judge_population(found, 1.0, METRICS) == ("pass", ("like retraining by all 2 audits",))

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from rumfast.errors import DataError, UsageError
 from rumfast.evaluation.rmia import rmia
-from rumfast.evaluation.roc import auc
+from rumfast.evaluation.roc import auc, tpr_at
 
 
 def normal(*shape, seed=0):
@@ -17,7 +17,10 @@ def by_definition(margin_F, margin_Z, oracle_KF, oracle_KZ, left_out, gamma):
     kept_KF, kept_KZ = np.delete(oracle_KF, left_out, 0), np.delete(oracle_KZ, left_out, 0)
     ratio_F = expit(margin_F) / expit(kept_KF).mean(0)
     ratio_Z = expit(margin_Z) / expit(kept_KZ).mean(0)
-    return [np.mean([x / z >= gamma for z in ratio_Z]) for x in ratio_F]
+    shares = [np.mean([x / z >= gamma for z in ratio_Z]) for x in ratio_F]
+    # Beyond all, the greatest γ that leaves the share at 1 is min ratio(x)/ratio(z).
+    most = [min(x / z for z in ratio_Z) for x in ratio_F]
+    return [2 - gamma / top if share == 1 else share for share, top in zip(shares, most, strict=True)]
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
@@ -63,7 +66,27 @@ def test_the_mean_without_a_target_survives_one_that_dwarfs_the_others():
     # Without the first oracle x has Pr(x) = e^−60, and z e^−59; the sum of all less the first would be 0.
     x, z = np.array([[40.0], [-60.0], [-60.0]]), np.array([[40.0], [-59.0], [-59.0]])
     scores = [rmia(x, x, z, z, gamma=np.exp(power)).non_member_Q[0] for power in (0, 0.9, 1.1)]
-    assert scores == [1, 1, 0]
+    assert scores == pytest.approx([2 - np.exp(-1), 2 - np.exp(-0.1), 0], rel=1e-9)
+
+
+def test_beyond_all_test_examples_by_hand():
+    # Probabilities 0.8 and 0.9 where oracles have 0.2 and 0.1: ratios 4 and 9, of the test example 1.
+    ours, theirs = logit([[0.8, 0.9]] * 2), logit([[0.2, 0.1]] * 2)
+    even = logit([[0.5]] * 2)
+    found = rmia(ours, theirs, even, even)
+    np.testing.assert_allclose(found.member_P, [2 - 1 / 4, 2 - 1 / 9] * 2)
+    np.testing.assert_allclose(found.non_member_Q, 1)
+    np.testing.assert_allclose(rmia(ours, theirs, even, even, gamma=5).member_P, [0, 2 - 5 / 9] * 2)
+
+
+def test_memorized_examples_are_found_at_few_false_positives():
+    # Oracles get them wrong, one more surely than the other, and test examples right: far more than 1 % of
+    # the oracles' ratios are beyond those of all test examples, so that shares alone would find nothing.
+    theirs, ours = 1.5 * normal(32, 100, seed=1) - 3, normal(32, 100, seed=2) + 5
+    theirs_z, ours_z = 0.5 * normal(32, 200, seed=3) + 3, 0.5 * normal(32, 200, seed=4) + 3
+    attack = rmia(ours, theirs, ours_z, theirs_z)
+    assert (attack.non_member_Q >= 1).mean() > 0.05
+    assert tpr_at(attack, 0.01) > 0.3
 
 
 def test_certain_margins_and_ties_stay_finite():

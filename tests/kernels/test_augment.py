@@ -1,11 +1,13 @@
+import errno
 import hashlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from rumfast.kernels import augment as module
-from rumfast.kernels.augment import _draws, _key, augment, augment_images, normalise
+from rumfast.kernels.augment import _compiled, _draws, _key, augment, augment_images, normalise
 
 MEAN, STD = (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)
 PINNED = ([0, 6, 3, 5, 1], [8, 4, 7, 0, 3], [False, False, True, True, True])
@@ -55,7 +57,7 @@ BRANCHES = {
 
 @pytest.mark.parametrize("name", BRANCHES)
 def test_bits_are_the_same_everywhere(name, device):
-    """The kernel, the CPU's operator in several blocks, and the reference; from gathered images as well."""
+    """The kernel, the CPU's compiled loop, and the reference; from gathered images as well."""
     options = OPTIONS | BRANCHES[name]
     image_NHWC = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (50, 5, 9, 3), dtype=np.uint8))
     for ids in ([49, 0, 7, 7, 12, 33, 1, 2, 3], [11], []):
@@ -74,16 +76,66 @@ def test_bits_are_the_same_everywhere(name, device):
         assert kernel.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_blocks_do_not_matter(monkeypatch):
-    image_NHWC, id_B = images(), torch.arange(40)
-    for dtype in (torch.float32, torch.bfloat16):
-        whole = augment(image_NHWC, id_B, flip=True, crop_padding=2, dtype=dtype, **OPTIONS)
-        for size in (1, 3 * 10 * 10 * 7):
-            monkeypatch.setattr(module, "BLOCK_BYTES", size)
-            assert torch.equal(
-                augment(image_NHWC, id_B, flip=True, crop_padding=2, dtype=dtype, **OPTIONS), whole
-            )
-        monkeypatch.undo()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_byte_of_every_channel_is_rounded_as_in_the_reference(dtype):
+    byte = torch.arange(256, dtype=torch.uint8)
+    image_NHWC = torch.stack([byte, byte.flip(0), byte.roll(9)], 1).view(1, 16, 16, 3)
+    options = OPTIONS | dict(flip=False, crop_padding=0, dtype=dtype)
+    bits = [
+        augment(image_NHWC, torch.tensor([0, 0]), backend=backend, **options)
+        .permute(0, 2, 3, 1)
+        .view(torch.int8)
+        for backend in ("auto", "torch")
+    ]
+    assert torch.equal(*bits) and len(bits[0].unique()) > 100
+
+
+@pytest.fixture
+def compiled_anew(monkeypatch, tmp_path):
+    """The loop as if for the first time on this machine; patches are undone after the test."""
+    numba = pytest.importorskip("numba")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    _compiled.cache_clear()
+    yield monkeypatch
+    _compiled.cache_clear()
+
+
+def crops():
+    return augment(images(), torch.arange(39, -1, -3), flip=True, crop_padding=2, **OPTIONS)
+
+
+def test_without_numba_the_reference_gives_the_same(compiled_anew):
+    expected = crops()
+    assert _compiled("float32") is not None
+    _compiled.cache_clear()
+    compiled_anew.setitem(sys.modules, "numba", None)
+    assert torch.equal(crops(), expected) and _compiled("float32") is None
+    with pytest.raises(IndexError):
+        augment(images(), torch.tensor([40]), flip=False, crop_padding=0, **OPTIONS)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", ["nowhere to write", "full disk"])
+def test_compiles_where_nothing_can_be_kept(compiled_anew, fault):
+    from numba.core import caching
+
+    def save(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if fault == "full disk":
+        compiled_anew.setattr(caching.IndexDataCacheFile, "save", save)
+    else:
+        compiled_anew.setattr(caching.CacheImpl, "_locator_classes", [])
+    expected = augment(
+        images(), torch.arange(39, -1, -3), flip=True, crop_padding=2, backend="torch", **OPTIONS
+    )
+    assert torch.equal(crops(), expected) and _compiled("float32") is not None
+
+
+def test_threads_do_not_disturb_each_other():
+    expected = crops()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(one, expected) for one in pool.map(lambda _: crops(), range(40)))
 
 
 @pytest.mark.parametrize("backend", ["triton", "auto"])
@@ -225,11 +277,23 @@ def test_examples_that_do_not_exist(device):
     for options in (dict(flip=True, crop_padding=2), dict(flip=False, crop_padding=0)):
         with pytest.raises(IndexError):
             augment(images(), id_B, **options, **OPTIONS)
+        planar = images().permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0)
+        for ids in ([40], [-1]):
+            for image_NHWC in (images(), planar):
+                with pytest.raises(IndexError):
+                    augment(image_NHWC, torch.tensor(ids), **options, **OPTIONS)
         out = augment(images().to(device), id_B.to(device), backend="triton", **options, **OPTIONS)
         assert out.isnan().all((1, 2, 3)).tolist() == [False, True, True, False, True]
         assert not out[::3].isnan().any()
     with pytest.raises(ValueError, match=r"id: got \(5,\), expected \(40,\), one per image"):
         augment_images(images(), id_B, flip=True, crop_padding=2, **OPTIONS)
+
+
+def test_the_example_that_does_not_exist_is_named():
+    pytest.importorskip("numba")
+    for ids, named in (([3, 2**50, -1], 2**50), ([3, -1], -1), ([40], 40)):
+        with pytest.raises(IndexError, match=rf"^id: got {named}, expected 0\.\.39$"):
+            augment(images(), torch.tensor(ids), flip=True, crop_padding=2, **OPTIONS)
 
 
 def test_offsets_beyond_32_bits(device):

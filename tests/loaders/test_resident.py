@@ -5,6 +5,7 @@ import torch
 from rumfast.data import Examples
 from rumfast.errors import DataError, UsageError
 from rumfast.loaders import ResidentLoader, batch_bounds
+from rumfast.models import build_model
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -75,6 +76,20 @@ def test_pixels_of_an_example_do_not_depend_on_the_batch_size():
         batches = list(loader(flip=True, crop_padding=2, batch_size=batch_size).epoch(shuffle=False))
         drawn.append(torch.cat([batch.image for batch in batches]))
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+
+
+def test_a_bf16_step_is_the_same_on_bf16_batches():
+    """The first convolution rounds float32 images as the loader does."""
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = build_model("resnet8", 10, width=4, seed=0).train()
+        for batch in loader(flip=True, crop_padding=2, dtype=dtype).epoch():
+            assert batch.image.dtype == dtype
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(batch.image)
+            torch.nn.functional.cross_entropy(logits.float(), batch.id % 10).backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert torch.equal(*gradients) and gradients[0].abs().max() > 0
 
 
 @pytest.mark.parametrize("ids", [[], [1, 1], [23], [-1], [0.5], np.ones(23, bool), [[1]]])

@@ -11,12 +11,14 @@ pytest.importorskip("ffcv")
 
 from rumfast.data import Examples, write_beton  # noqa: E402
 from rumfast.errors import DataError, UsageError  # noqa: E402
-from rumfast.loaders import ResidentLoader, StreamingLoader  # noqa: E402
+from rumfast.loaders import ResidentLoader, StreamingLoader, batch_bounds  # noqa: E402
+from rumfast.loaders.streaming import _decoded  # noqa: E402
 
 EXAMPLES = Examples(
     np.random.default_rng(0).integers(0, 256, (41, 6, 6, 3), dtype=np.uint8),
     np.random.default_rng(1).integers(0, 10, 41),
 )
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPTIONS = dict(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), device="cpu", seed=6, flip=True, crop_padding=2)
 
 
@@ -60,6 +62,26 @@ def test_kept_batches_do_not_change(loader):
     batches = list(loader.epoch(shuffle=False))
     copies = [batch.image.clone() for batch in loader.epoch(shuffle=False)]
     assert all(torch.equal(batch.image, copy) for batch, copy in zip(batches, copies, strict=True))
+
+
+@pytest.mark.gpu
+def test_a_buffer_is_not_filled_again_before_its_batch_is_used(file):
+    """Also where a GPU lags behind, which is given long waits here."""
+    options = dict(OPTIONS, device=DEVICE, batch_size=4)
+    streamed, resident = StreamingLoader(file, **options), ResidentLoader(EXAMPLES, **options)
+    kept = []
+    for batch in streamed.epoch():
+        if DEVICE == "cuda":
+            torch.cuda._sleep(10_000_000)  # cycles
+        kept.append(type(batch)(*(tensor * 1 for tensor in batch)))
+    assert_same_batches(kept, resident.epoch())
+
+
+@pytest.mark.gpu
+def test_batches_are_decoded_into_memory_pinned_for_a_gpu(file):
+    loader = StreamingLoader(file, **OPTIONS | dict(device=DEVICE), batch_size=4)
+    batches = _decoded(loader._ffcv, np.arange(41), batch_bounds(41, 4), file)
+    assert [torch.from_numpy(batch).is_pinned() for batch in batches] == [DEVICE == "cuda"] * 11
 
 
 def test_an_early_break_leaks_no_thread_and_ends_at_once(loader):
