@@ -20,7 +20,8 @@ def run(suite: str, quick: bool = False) -> dict[str, Any]:
     """Measure ``suite`` (one of ``SUITES``, or ``all``) on the best device; the record is ready for JSON.
 
     Args:
-        quick: small shapes and few rounds: all suites in 90 s on two idle cores, instead of ten minutes.
+        quick: small shapes and few rounds: all suites in minutes on two idle cores, instead of a quarter of
+            an hour.
 
     Raises:
         UsageError: unknown suite.
