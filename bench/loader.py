@@ -47,7 +47,7 @@ class Images(NamedTuple):
 
 
 SIZES = (  # of CIFAR, Tiny-ImageNet and ImageNet
-    Images(32, (4096, 20_000, 50_000), (BATCH, BATCH, BATCH)),
+    Images(32, (4096, 20_000, 50_000), (128, 128, BATCH)),
     Images(64, (1024, 5_000, 20_000), (128, 128, BATCH)),
     Images(224, (96, 500, 4_000), (16, 16, 256)),
 )
