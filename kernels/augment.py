@@ -12,7 +12,6 @@ A CPU takes a loop that numba compiles once for each machine; without numba, the
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from threading import Thread
 from typing import TypeVar
 
 import numpy as np
@@ -23,7 +22,6 @@ from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2
 
 Ids = TypeVar("Ids", Tensor, np.ndarray)
 PIXELS = 1024  # that are normalised at a time on a CPU: their scales and shifts stay in its first cache
-THREAD_BYTES = 1 << 19  # of numbers that are worth a thread of their own on a CPU
 
 
 def reference_augment(
@@ -178,39 +176,15 @@ def _augment(
     if not image_NHWC.is_contiguous():
         image_NHWC, row_B = image_NHWC.index_select(0, row_B), place_B
     if id_B is not None and (flip or crop_padding):
-        draws = _draws(id_B.numpy(), seed, epoch, flip, crop_padding)
+        draws = *_draws(id_B.numpy(), seed, epoch, flip, crop_padding), crop_padding
     else:
         still_B = np.zeros(len(out), np.int64)
-        draws, crop_padding = (still_B, still_B, still_B != 0), 0
-    images, each_B, value = image_NHWC.numpy(), (row_B.numpy(), *draws), out.numpy()
-    shared = crop_padding, *_repeated(tuple(mean), tuple(std), exact)
-
-    def fill(start: int, stop: int) -> None:
-        chosen = slice(start, stop)
-        done = start + crop(images, *(one_B[chosen] for one_B in each_B), *shared, value[chosen])
-        if done < stop:
-            missing.append(int(row_B[done]))
-
-    missing: list[int] = []
-    _in_threads(fill, len(out), out.nbytes)
-    if missing:
-        raise IndexError(f"id: got {missing[0]}, expected 0..{len(image_NHWC) - 1}")
+        draws = still_B, still_B, still_B != 0, 0
+    normal = _repeated(tuple(mean), tuple(std), exact)
+    done = crop(image_NHWC.numpy(), row_B.numpy(), *draws, *normal, out.numpy())
+    if done < len(out):
+        raise IndexError(f"id: got {int(row_B[done])}, expected 0..{len(image_NHWC) - 1}")
     return out.to(dtype)
-
-
-def _in_threads(fill: Callable[[int, int], None], count: int, size: int) -> None:
-    """Call ``fill(start, stop)`` on parts of 0..count, in as many threads as torch has and ``size`` is worth.
-
-    New threads for each call take 60 µs and, unlike those of a pool, are not missed after a fork.
-    """
-    parts = max(1, min(torch.get_num_threads(), size // THREAD_BYTES))
-    cuts = [count * part // parts for part in range(parts + 1)]
-    others = [Thread(target=fill, args=cuts[part : part + 2]) for part in range(1, parts)]
-    for thread in others:
-        thread.start()
-    fill(*cuts[:2])
-    for thread in others:
-        thread.join()
 
 
 @lru_cache(maxsize=16)

@@ -2,13 +2,11 @@ import errno
 import hashlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 
-from rumfast.kernels import augment as module
 from rumfast.kernels.augment import _compiled, _draws, _key, augment, augment_images, normalise
 
 MEAN, STD = (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)
@@ -132,23 +130,6 @@ def test_compiles_where_nothing_can_be_kept(compiled_anew, fault):
         images(), torch.arange(39, -1, -3), flip=True, crop_padding=2, backend="torch", **OPTIONS
     )
     assert torch.equal(crops(), expected) and _compiled("float32") is not None
-
-
-def test_a_large_batch_is_shared_by_threads(monkeypatch):
-    """Three threads for 40 images; an id that does not exist is named whichever thread meets it."""
-    options = OPTIONS | BRANCHES["crop and flip"]
-    expected = augment(images(), torch.arange(40), backend="torch", **options)
-    monkeypatch.setattr(module, "THREAD_BYTES", 1000)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    started = []
-    monkeypatch.setattr(module, "Thread", lambda **given: started.append(given) or Thread(**given))
-    assert torch.equal(augment(images(), torch.arange(40), **options), expected)
-    assert [given["args"] for given in started] == [[13, 26], [26, 40]]
-    for place in (0, 14, 39):
-        id_B = torch.arange(40)
-        id_B[place] = 40 + place
-        with pytest.raises(IndexError, match=f"got {40 + place}, expected 0..39"):
-            augment(images(), id_B, **options)
 
 
 def test_threads_do_not_disturb_each_other():
