@@ -25,6 +25,7 @@ CROP_PADDING = 4  # pixels
 RESIDENT, STREAMING = "rumfast ResidentLoader", "rumfast StreamingLoader"
 HALF = "rumfast ResidentLoader, bfloat16"
 FFCV = "ffcv, augmenting on the CPU"
+PLAIN = {0: "DataLoader, 0 workers", 2: "DataLoader, 2 workers"}
 SECONDS = 60.0  # for the timed rounds of one size
 
 Epochs = Callable[[], Pairs]  # each call starts another epoch of images and labels
@@ -62,10 +63,14 @@ def _cases(images: Images, setting: Setting) -> list[dict[str, Any]]:
     data = random_dataset(setting.size(*images.examples), images.side)
     batch, device = setting.size(*images.batch), setting.device
     with tempfile.TemporaryDirectory() as folder:
-        loaders = plain_epochs(data, device, batch) | {RESIDENT: resident_epochs(data, device, batch)}
+        missing: dict[str, str] = {}
+        loaders = {RESIDENT: resident_epochs(data, device, batch)}
         if setting.native_bf16:
             loaders[HALF] = resident_epochs(data, device, batch, torch.bfloat16)
-        missing = {}
+        if importlib.util.find_spec("torchvision") is None:
+            missing |= dict.fromkeys(PLAIN.values(), "torchvision is not installed")
+        else:
+            loaders |= plain_epochs(data, device, batch)
         if importlib.util.find_spec("ffcv") is None:
             missing[FFCV] = "not installed"
         else:
@@ -137,7 +142,7 @@ def _numbered(loader: ResidentLoader | StreamingLoader) -> Epochs:
 def plain_epochs(data: Dataset, device: torch.device, batch_size: int = BATCH) -> dict[str, Epochs]:
     """torch's DataLoader over torchvision's transforms, in this process and with two workers that stay."""
     loaders = {
-        f"DataLoader, {workers} workers": plain_loader(
+        name: plain_loader(
             data.train.image_NHWC,
             data.train.label_N,
             data.mean,
@@ -147,7 +152,7 @@ def plain_epochs(data: Dataset, device: torch.device, batch_size: int = BATCH) -
             workers=workers,
             device=device,
         )
-        for workers in (0, 2)
+        for workers, name in PLAIN.items()
     }
     return {name: partial(on_device, loader, device) for name, loader in loaders.items()}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -148,7 +149,9 @@ def _crops(inputs: Draw, dtype: torch.dtype, *, crop: bool = True) -> Kernel:
     gather = peers.gathered_crops if crop else peers.plain_images
     formulas: dict[str, Function] = {"eager gather": gather}
     if crop:
-        formulas |= {"airbench": peers.shifted_crops, "torchvision by image": peers.single_crops}
+        formulas["airbench"] = peers.shifted_crops
+    if crop and find_spec("torchvision"):
+        formulas["torchvision by image"] = peers.single_crops
     return Kernel(
         inputs,
         ours,

@@ -222,8 +222,9 @@ def _crop(
     images, height, width, _ = image_NHWC.shape
     values = height * width * 3
     image_NV, out_BV = image_NHWC.reshape(images, values), out_BHWC.reshape(len(row_B), values)
-    mirrored_V = np.empty(values, np.uint8)
-    line, one, two, three = np.uint64(width * 3), np.uint64(1), np.uint64(2), np.uint64(3)
+    # Two axes: FFCV's cache makes one axis of bytes read-only in what numba compiles later in the process.
+    mirrored_1V = np.empty((1, values), np.uint8)
+    zero, line, one, two, three = np.uint64(0), np.uint64(width * 3), np.uint64(1), np.uint64(2), np.uint64(3)
     for b in range(len(row_B)):
         row, dy, dx = row_B[b], dy_B[b] - padding, dx_B[b] - padding
         if row < 0 or row >= images:
@@ -235,12 +236,12 @@ def _crop(
                 to += line
                 for _ in range(width):
                     to -= three
-                    mirrored_V[to] = source_V[at]
-                    mirrored_V[to + one] = source_V[at + one]
-                    mirrored_V[to + two] = source_V[at + two]
+                    mirrored_1V[zero, to] = source_V[at]
+                    mirrored_1V[zero, to + one] = source_V[at + one]
+                    mirrored_1V[zero, to + two] = source_V[at + two]
                     at += three
                 to += line
-            source_V = mirrored_V
+            source_V = mirrored_1V[0]
         moved = (dy * width + dx) * 3
         stop = min(values, values - moved)
         for first in range(max(0, -moved), stop, len(scale_K)):

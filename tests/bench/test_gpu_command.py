@@ -11,6 +11,8 @@ import pytest
 
 from rumfast.bench import kernels
 
+# What a machine with a GPU may lack; jinja2 comes with torch, rich with typer, scipy with scikit-learn.
+NOT_THERE = ["torchvision", "PIL", "ffcv", "numba", "matplotlib", "tomli_w", "pyarrow", "ray", "submitit"]
 ROOT = Path(kernels.__file__).resolve().parent.parent
 STUB = """#!/bin/bash
 echo "$PYTHONPATH: $*" >> "$LOG"
@@ -45,12 +47,19 @@ def test_dry_run_tries_everything_on_a_cpu(tmp_path):
     backend = checkout / "kernels" / "backend.py"
     marked = "\nimport sys\nprint('not the installed package', file=sys.stderr)\n"
     backend.write_text(backend.read_text() + marked)
-    done = gpu(checkout, "--dry-run", "--out", out, "builds", "tests", "kernels", "memorization")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({NOT_THERE}))\n")
+    parts = ("builds", "tests", "kernels", "loader", "train", "memorization")
+    done = gpu(checkout, "--dry-run", "--out", out, *parts, PYTHONPATH=str(bare))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not the installed package" in done.stderr
-    files = {"builds.json", "kernels.json", "kernels.md", "tests.txt", "memorization.json", "sweep"}
+    suites = {f"{part}.{end}" for part in ("kernels", "loader", "train") for end in ("json", "md")}
+    files = {"builds.json", "tests.txt", "memorization.json", "sweep"} | suites
     assert {path.name for path in out.iterdir()} == files
     assert json.loads((out / "memorization.json").read_text())["members"] == 4
+    (first, *_) = json.loads((out / "loader.json").read_text())["cases"]
+    assert first["peers"]["DataLoader, 0 workers"] == {"missing": "torchvision is not installed"}
     assert json.loads((out / "kernels.json").read_text())["quick"]
     assert " passed" in (out / "tests.txt").read_text()
     assert not (checkout / "bench" / "results").exists()
