@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from rumfast.errors import DataError, UsageError
 
 SCHEMA = "rumfast/bench/1"
+OWN = "rumfast "  # how peers begin that are other ways of ours: not compared, since both may change
 SHARE_OF_EPOCH = "share of epoch: "  # begins a note; the name of a phase follows
 Record = Mapping[str, Any]
 
@@ -64,6 +65,7 @@ def _ratios(record: Record, low: bool = False) -> dict[Ratio, float]:
         )
         for case in record["cases"]
         for peer, ratio in case["ratio"].items()
+        if not peer.startswith(OWN)
     }
 
 

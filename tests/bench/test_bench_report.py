@@ -82,6 +82,14 @@ def test_compare_allows_for_the_spread_of_the_earlier_rounds():
     assert len(compare(record(with_ratios(loop=2.23)), before)) == 1
 
 
+def test_compare_leaves_out_other_ways_of_ours():
+    one = {"rumfast StreamingLoader": 4.0, "loop": 2.0}
+    assert (
+        compare(record(with_ratios(**one | {"rumfast StreamingLoader": 1.0})), record(with_ratios(**one)))
+        == {}
+    )
+
+
 def test_compare_takes_no_other_shape_for_the_same_case():
     before = record(with_ratios(shape="[4]", loop=4.0), with_ratios(shape="[9]", loop=1.0))
     assert compare(record(with_ratios(shape="[9]", loop=1.0)), before) == {}

@@ -1,7 +1,5 @@
 import errno
 import hashlib
-import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -132,25 +130,6 @@ def test_compiles_where_nothing_can_be_kept(compiled_anew, fault):
         images(), torch.arange(39, -1, -3), flip=True, crop_padding=2, backend="torch", **OPTIONS
     )
     assert torch.equal(crops(), expected) and _compiled("float32") is not None
-
-
-AFTER_FFCV = """
-import numba, torch
-numba.uint8[::1].mutable = False  # as FFCV's OSCacheManager.state_type does
-from rumfast.kernels.augment import augment
-image = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).view(2, 4, 5, 3)
-options = dict(seed=1, epoch=0, flip=True, crop_padding=2, mean=(0.5,) * 3, std=(0.2,) * 3)
-ours, reference = (augment(image, torch.arange(2), **options, backend=b) for b in ("auto", "torch"))
-assert torch.equal(ours, reference)
-"""
-
-
-def test_compiles_after_ffcv_has_been_used(tmp_path):
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", AFTER_FFCV], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_threads_do_not_disturb_each_other():
