@@ -131,10 +131,7 @@ def train_plainly(data: Dataset, config: TrainConfig, seed: int, device: torch.d
         )
         model = model.to(memory_format=torch.contiguous_format).to(device)  # type: ignore[call-overload]
         loader = plain_loader(
-            data.train.image_NHWC,
-            data.train.label_N,
-            data.mean,
-            data.std,
+            data,
             batch_size=config.batch_size,
             flip=config.flip,
             crop_padding=config.crop_padding,

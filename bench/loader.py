@@ -143,10 +143,7 @@ def plain_epochs(data: Dataset, device: torch.device, batch_size: int = BATCH) -
     """torch's DataLoader over torchvision's transforms, in this process and with two workers that stay."""
     loaders = {
         name: plain_loader(
-            data.train.image_NHWC,
-            data.train.label_N,
-            data.mean,
-            data.std,
+            data,
             batch_size=batch_size,
             crop_padding=CROP_PADDING,
             workers=workers,

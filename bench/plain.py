@@ -1,6 +1,6 @@
 """The peers' way to train: plain eager PyTorch, as most research code has it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
+
+from rumfast.data import Dataset as Data
 
 Pairs = Iterable[tuple[Tensor, Tensor]]  # images [B, 3, H, W] and labels [B]
 
@@ -30,10 +32,7 @@ class PlainImages(Dataset[tuple[Tensor, int]]):
 
 
 def plain_loader(
-    image_NHWC: np.ndarray,
-    label_N: np.ndarray,
-    mean: Sequence[float],
-    std: Sequence[float],
+    data: Data,
     *,
     batch_size: int,
     flip: bool = True,
@@ -41,7 +40,7 @@ def plain_loader(
     workers: int,
     device: torch.device,
 ) -> DataLoader:
-    """A shuffling DataLoader over torchvision transforms: crop, flip, normalise.
+    """A shuffling DataLoader of the training images over torchvision transforms: crop, flip, normalise.
 
     Its order, crops and flips are drawn from torch's global generator.
     """
@@ -49,11 +48,13 @@ def plain_loader(
 
     random: list[Callable[..., Any]] = []
     if crop_padding:
-        random.append(transforms.RandomCrop(image_NHWC.shape[1], padding=crop_padding))
+        random.append(transforms.RandomCrop(data.image_size, padding=crop_padding))
     if flip:
         random.append(transforms.RandomHorizontalFlip())
-    transform = transforms.Compose([*random, transforms.ToTensor(), transforms.Normalize(mean, std)])
-    images = PlainImages(image_NHWC, label_N, transform)
+    transform = transforms.Compose(
+        [*random, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+    )
+    images = PlainImages(data.train.image_NHWC, data.train.label_N, transform)
     return DataLoader(
         images,
         batch_size,

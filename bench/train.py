@@ -139,10 +139,7 @@ def learner_loop(learner: Learner, epochs: int = 1) -> Loop:
 def plain_loop(data: Dataset, config: TrainConfig, device: torch.device) -> Loop:
     """The loop of most research code: DataLoader and torchvision transforms, float32, contiguous layout."""
     loader = plain_loader(
-        data.train.image_NHWC,
-        data.train.label_N,
-        data.mean,
-        data.std,
+        data,
         batch_size=config.batch_size,
         flip=config.flip,
         crop_padding=config.crop_padding,

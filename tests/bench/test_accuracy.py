@@ -11,7 +11,7 @@ from rumfast.bench import accuracy
 from rumfast.bench.accuracy import OURS, PLAIN
 from rumfast.bench.plain import normalised, plain_loader
 from rumfast.config import DataConfig, TrainConfig
-from rumfast.data import dataset_from_source
+from rumfast.data import Dataset, dataset_from_source
 from rumfast.evaluation import t_interval
 
 TOML = """
@@ -82,12 +82,11 @@ def test_the_plain_way_follows_its_seed_and_leaves_the_global_generator(digits):
 @pytest.mark.parametrize("random", [{}, {"flip": True}, {"crop_padding": 3}])
 def test_plain_images_change_only_where_the_recipe_says(digits, random):
     image_NHWC, label_N = digits.train.image_NHWC[:20], np.arange(20)
-    loader = plain_loader(
-        image_NHWC, label_N, digits.mean, digits.std, batch_size=7,
-        workers=0, device=torch.device("cpu"), **({"flip": False, "crop_padding": 0} | random),
-    )  # fmt: skip
+    data = Dataset.from_arrays(image_NHWC, label_N, image_NHWC, label_N, [str(label) for label in label_N])
+    options = {"flip": False, "crop_padding": 0} | random
+    loader = plain_loader(data, batch_size=7, workers=0, device=torch.device("cpu"), **options)
     image, label = (torch.cat(parts) for parts in zip(*loader, strict=True))
-    expected = normalised(image_NHWC, np.array(digits.mean), np.array(digits.std))[label]
+    expected = normalised(image_NHWC, np.array(data.mean), np.array(data.std))[label]
     same = torch.isclose(image, expected, atol=1e-5).flatten(1).all(1)
     assert bool(same.all()) == (not random)
     if "flip" in random:
