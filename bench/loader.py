@@ -23,7 +23,6 @@ from rumfast.runtime import usable_cores
 BATCH = 512  # examples
 CROP_PADDING = 4  # pixels
 RESIDENT, STREAMING = "rumfast ResidentLoader", "rumfast StreamingLoader"
-HALF = "rumfast ResidentLoader, bfloat16"
 FFCV = "ffcv, augmenting on the CPU"
 PLAIN = {0: "DataLoader, 0 workers", 2: "DataLoader, 2 workers"}
 SECONDS = 60.0  # for the timed rounds of one size
@@ -65,8 +64,6 @@ def _cases(images: Images, setting: Setting) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         missing: dict[str, str] = {}
         loaders = {RESIDENT: resident_epochs(data, device, batch)}
-        if setting.native_bf16:
-            loaders[HALF] = resident_epochs(data, device, batch, torch.bfloat16)
         if importlib.util.find_spec("torchvision") is None:
             missing |= dict.fromkeys(PLAIN.values(), "torchvision is not installed")
         else:
@@ -83,12 +80,10 @@ def _cases(images: Images, setting: Setting) -> list[dict[str, Any]]:
     shape = f"{list(data.train.image_NHWC.shape)} uint8, batch {batch}, crop {CROP_PADDING}, flip"
     rate = ("images/s", len(data))
     return [
-        case(f"{name}{images.label}", shape, dtype, renamed(samples, own), missing=missing, throughput=rate)
-        for name, own, dtype in (
-            ("loader resident", RESIDENT, "float32"),
-            ("loader resident, bfloat16", HALF, "bfloat16"),
-            ("loader streaming", STREAMING, "float32"),
+        case(
+            f"{name}{images.label}", shape, "float32", renamed(samples, own), missing=missing, throughput=rate
         )
+        for name, own in (("loader resident", RESIDENT), ("loader streaming", STREAMING))
         if own in samples
     ]
 
@@ -103,9 +98,7 @@ def drain(epochs: Epochs) -> int:
     return sum(len(image) for image, _ in epochs())
 
 
-def resident_epochs(
-    data: Dataset, device: torch.device, batch_size: int = BATCH, dtype: torch.dtype = torch.float32
-) -> Epochs:
+def resident_epochs(data: Dataset, device: torch.device, batch_size: int = BATCH) -> Epochs:
     """Ours, with the whole set on the device."""
     loader = ResidentLoader(
         data.train,
@@ -115,7 +108,6 @@ def resident_epochs(
         batch_size=batch_size,
         flip=True,
         crop_padding=CROP_PADDING,
-        dtype=dtype,
     )
     return _numbered(loader)
 

@@ -9,19 +9,17 @@ Everything is the same on every device, in every batch and at every batch size, 
 A CPU takes a loop that numba compiles once for each machine; without numba, the plain-torch reference.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
-from typing import TypeVar
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, tl
+from rumfast.kernels.crops import compiled, draws, key
 
-Ids = TypeVar("Ids", Tensor, np.ndarray)
-PIXELS = 1024  # that are normalised at a time on a CPU: their scales and shifts stay in its first cache
+PIXELS = 256  # that are normalised at a time on a CPU: their scales and shifts stay in its first cache
 
 
 def reference_augment(
@@ -31,7 +29,8 @@ def reference_augment(
     """The formula, every pixel gathered from the padded image; as the operator, [B, H, W, 3]."""
     image_BHWC = image_NHWC.index_select(0, id_B) if gather and id_B is not None else image_NHWC
     if id_B is not None and (flip or crop_padding):
-        image_BHWC = _crop_and_flip(image_BHWC, *_draws(id_B, seed, epoch, flip, crop_padding), crop_padding)
+        drawn = draws(id_B, *key(seed, epoch), flip, crop_padding)
+        image_BHWC = _crop_and_flip(image_BHWC, *drawn, crop_padding)
     exact = torch.promote_types(dtype, torch.float32)  # half precision would round twice
     scale_3, shift_3 = _scale_shift(tuple(mean), tuple(std), exact, image_NHWC.device)
     return image_BHWC.to(exact).mul_(scale_3).add_(shift_3).to(dtype)
@@ -49,28 +48,6 @@ def _crop_and_flip(image_BHWC: Tensor, dy_B: Tensor, dx_B: Tensor, flip_B: Tenso
     return padded.view(-1, 3).index_select(0, pixel_BHW.view(-1)).view(batch, height, width, 3)
 
 
-def _draws(id_B: Ids, seed: int, epoch: int, flip: bool, padding: int) -> tuple[Ids, Ids, Ids]:
-    """Offsets dy, dx in 0..2·padding (int64) and flips (bool): bits 0-15, 16-30 and 31 of one hash."""
-    low, high = _key(seed, epoch)
-    bits_B = _mix(_mix((id_B & 0xFFFFFFFF) ^ low) ^ (id_B >> 32) ^ high)
-    dy_B = ((bits_B & 0xFFFF) * (2 * padding + 1)) >> 16
-    dx_B = (((bits_B >> 16) & 0x7FFF) * (2 * padding + 1)) >> 15
-    return dy_B, dx_B, ((bits_B >> 31) & flip) == 1
-
-
-@lru_cache(maxsize=64)
-def _key(seed: int, epoch: int) -> tuple[int, int]:
-    digest = hashlib.sha256(f"augment/{seed}/{epoch}".encode()).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
-
-
-def _mix(x: Ids) -> Ids:
-    """lowbias32 (C. Wellons) on int64: products wrap modulo 2^64, whose low 32 bits are those of uint32."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
-    return x ^ (x >> 16)
-
-
 @lru_cache(maxsize=16)
 def _scale_shift(mean: tuple, std: tuple, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """1 / (255 std) and -mean / std for each channel.
@@ -85,8 +62,8 @@ def _scale_shift(mean: tuple, std: tuple, dtype: torch.dtype, device: torch.devi
 
 
 @jit
-def mix(x):
-    """``_mix`` on uint32."""
+def _mix(x):
+    """``crops.mix`` on uint32."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
@@ -112,8 +89,8 @@ def _augment_kernel(
     exists = (row >= 0) & (row < images)
     if FLIP or PADDING > 0:
         example = tl.load(id + batch)
-        bits = mix(example.to(tl.uint32) ^ (odd_low >> 1).to(tl.uint32))
-        bits = mix(bits ^ (example >> 32).to(tl.uint32) ^ (odd_high >> 1).to(tl.uint32))
+        bits = _mix(example.to(tl.uint32) ^ (odd_low >> 1).to(tl.uint32))
+        bits = _mix(bits ^ (example >> 32).to(tl.uint32) ^ (odd_high >> 1).to(tl.uint32))
         if FLIP:
             x = tl.where((bits >> 31) == 1, WIDTH - 1 - x, x)
         y += ((bits & 0xFFFF) * (2 * PADDING + 1) >> 16).to(tl.int32) - PADDING
@@ -142,7 +119,7 @@ def _launch(
     scale_3, shift_3 = _scale_shift(tuple(mean), tuple(std), exact, image_NHWC.device)
     blocks = meta(height, width)
     # Odd and of one width always, so that no key makes Triton compile the kernel anew.
-    low, high = (1 << 40 | key << 1 | 1 for key in _key(seed, epoch))
+    low, high = (1 << 40 | half << 1 | 1 for half in key(seed, epoch))
     drawn = id_B is not None and (flip or crop_padding > 0)
     if out.numel():
         with torch.cuda.device_of(out):
@@ -160,28 +137,24 @@ def _empty(image_NHWC: Tensor, id_B: Tensor | None, dtype: torch.dtype) -> Tenso
     return image_NHWC.new_empty((batch, *image_NHWC.shape[1:]), dtype=dtype)
 
 
-@torch.library.custom_op("rumfast::augment", mutates_args=(), device_types="cpu")
-def _augment(
+def _on_cpu(
     image_NHWC: Tensor, id_B: Tensor | None, gather: bool, seed: int, epoch: int, flip: bool,
     crop_padding: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     exact = torch.promote_types(dtype, torch.float32)  # half precision would round twice
-    crop = _compiled(str(exact).removeprefix("torch."))
+    crop = compiled(str(exact).removeprefix("torch."))
     if crop is None:
         options = seed, epoch, flip, crop_padding, mean, std, dtype
         return reference_augment(image_NHWC, id_B, gather, *options)
     out = _empty(image_NHWC, id_B, exact)
     place_B = torch.arange(len(out))
-    row_B = id_B.contiguous() if gather and id_B is not None else place_B
+    example_B = place_B if id_B is None else id_B.contiguous()
+    row_B = example_B if gather else place_B
     if not image_NHWC.is_contiguous():
         image_NHWC, row_B = image_NHWC.index_select(0, row_B), place_B
-    if id_B is not None and (flip or crop_padding):
-        draws = *_draws(id_B.numpy(), seed, epoch, flip, crop_padding), crop_padding
-    else:
-        still_B = np.zeros(len(out), np.int64)
-        draws = still_B, still_B, still_B != 0, 0
     normal = _repeated(tuple(mean), tuple(std), exact)
-    done = crop(image_NHWC.numpy(), row_B.numpy(), *draws, *normal, out.numpy())
+    drawn = example_B.numpy(), *key(seed, epoch), flip, crop_padding
+    done = crop(image_NHWC.numpy(), row_B.numpy(), *drawn, *normal, out.numpy())
     if done < len(out):
         raise IndexError(f"id: got {int(row_B[done])}, expected 0..{len(image_NHWC) - 1}")
     return out.to(dtype)
@@ -194,72 +167,7 @@ def _repeated(mean: tuple, std: tuple, dtype: torch.dtype) -> tuple[np.ndarray, 
     return scale_3.repeat(PIXELS).numpy(), shift_3.repeat(PIXELS).numpy()
 
 
-@cache
-def _compiled(dtype: str) -> Callable[..., int] | None:
-    """``_crop`` as machine code that computes in ``dtype``; None where numba is not installed."""
-    try:
-        from numba import njit
-    except ImportError:
-        return None
-    ids, normal = "int64[::1], int64[::1], int64[::1], boolean[::1], int64", f"{dtype}[::1], {dtype}[::1]"
-    signature = f"int64(uint8[:,:,:,::1], {ids}, {normal}, {dtype}[:,:,:,::1])"
-    try:
-        return njit(signature, nogil=True, cache=True)(_crop)
-    except (OSError, RuntimeError):  # nowhere to keep it, or no room there
-        return njit(signature, nogil=True)(_crop)
-
-
-def _crop(
-    image_NHWC: np.ndarray, row_B: np.ndarray, dy_B: np.ndarray, dx_B: np.ndarray, flip_B: np.ndarray,
-    padding: int, scale_K: np.ndarray, shift_K: np.ndarray, out_BHWC: np.ndarray,
-) -> int:  # fmt: skip
-    """Write the crops of the images ``row_B``; returns how many there were before one that does not exist.
-
-    A crop is its image, or the mirrored one, moved as a whole by so many values: in one loop that is
-    vectorised, whatever comes to lie where black belongs. Mirroring counts in unsigned numbers, because of
-    signed ones numba asks whether they count from the end.
-    """
-    images, height, width, _ = image_NHWC.shape
-    values = height * width * 3
-    image_NV, out_BV = image_NHWC.reshape(images, values), out_BHWC.reshape(len(row_B), values)
-    # Two axes: FFCV's cache makes one axis of bytes read-only in what numba compiles later in the process.
-    mirrored_1V = np.empty((1, values), np.uint8)
-    zero, line, one, two, three = np.uint64(0), np.uint64(width * 3), np.uint64(1), np.uint64(2), np.uint64(3)
-    for b in range(len(row_B)):
-        row, dy, dx = row_B[b], dy_B[b] - padding, dx_B[b] - padding
-        if row < 0 or row >= images:
-            return b
-        source_V, out_V, out_HWC = image_NV[row], out_BV[b], out_BHWC[b]
-        if flip_B[b]:
-            at, to, dx = np.uint64(0), np.uint64(0), -dx
-            for _ in range(height):
-                to += line
-                for _ in range(width):
-                    to -= three
-                    mirrored_1V[zero, to] = source_V[at]
-                    mirrored_1V[zero, to + one] = source_V[at + one]
-                    mirrored_1V[zero, to + two] = source_V[at + two]
-                    at += three
-                to += line
-            source_V = mirrored_1V[0]
-        moved = (dy * width + dx) * 3
-        stop = min(values, values - moved)
-        for first in range(max(0, -moved), stop, len(scale_K)):
-            number_K = out_V[first : min(first + len(scale_K), stop)]
-            byte_K = source_V[first + moved :]
-            for k in range(len(number_K)):
-                number_K[k] = scale_K.dtype.type(byte_K[k]) * scale_K[k] + shift_K[k]
-        for y in range(height):
-            left, right = (-dx, width - dx) if 0 <= y + dy < height else (width, width)
-            for x in range(min(left, width)):
-                for c in range(3):
-                    out_HWC[y, x, c] = shift_K[c]
-            for x in range(max(right, 0), width):
-                for c in range(3):
-                    out_HWC[y, x, c] = shift_K[c]
-    return len(row_B)
-
-
+_augment = torch.library.custom_op("rumfast::augment", _on_cpu, mutates_args=(), device_types="cpu")
 _augment.register_kernel("cuda")(_launch)
 _augment.register_fake(lambda image_NHWC, id_B, *rest: _empty(image_NHWC, id_B, dtype=rest[-1]))
 
@@ -353,8 +261,10 @@ def _run(
         raise ValueError(f"crop_padding: got {crop_padding}, expected 0..32767")
     if not dtype.is_floating_point:
         raise ValueError(f"dtype: got {dtype}, expected floating point")
+    # On a CPU, calling the operator costs more than the operator; only a tracer needs it there.
+    traced = type(image_NHWC) is not Tensor or torch.compiler.is_compiling()
     kernels: dict[str, Callable[..., Tensor]] = {
-        "auto": _augment,
+        "auto": _augment if traced or image_NHWC.is_cuda else _on_cpu,
         "triton": _launch,
         "torch": reference_augment,
     }

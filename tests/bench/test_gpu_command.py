@@ -27,7 +27,7 @@ esac
 
 
 def gpu(checkout, *arguments, **environment):
-    """Run a checkout's bench/gpu.sh, as on a machine that is not CI, whose tests insist on optional packages."""
+    """Run a checkout's bench/gpu.sh, not as on CI, where optional packages may not be missing."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "CI")}
     return subprocess.run(
         [checkout / "bench" / "gpu.sh", *arguments],

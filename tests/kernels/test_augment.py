@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rumfast.kernels.augment import _compiled, _draws, _key, augment, augment_images, normalise
+from rumfast.kernels.augment import augment, augment_images, normalise
+from rumfast.kernels.crops import compiled, draws, key
 
 MEAN, STD = (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)
 PINNED = ([0, 6, 3, 5, 1], [8, 4, 7, 0, 3], [False, False, True, True, True])
@@ -21,7 +22,7 @@ def images(n=40, size=6):
 
 def slow(image_NHWC, id_B, flip, padding, seed=5, epoch=2):
     """The formula pixel by pixel in float64, given the draws."""
-    dy_B, dx_B, flip_B = _draws(id_B, seed, epoch, flip, padding)
+    dy_B, dx_B, flip_B = draws(id_B, *key(seed, epoch), flip, padding)
     _, height, width, _ = image_NHWC.shape
     out = np.empty((len(id_B), 3, height, width))
     for b, row in enumerate(id_B.tolist()):
@@ -95,9 +96,9 @@ def compiled_anew(monkeypatch, tmp_path):
     """The loop as if for the first time on this machine; patches are undone after the test."""
     numba = pytest.importorskip("numba")
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    _compiled.cache_clear()
+    compiled.cache_clear()
     yield monkeypatch
-    _compiled.cache_clear()
+    compiled.cache_clear()
 
 
 def crops():
@@ -106,10 +107,10 @@ def crops():
 
 def test_without_numba_the_reference_gives_the_same(compiled_anew):
     expected = crops()
-    assert _compiled("float32") is not None
-    _compiled.cache_clear()
+    assert compiled("float32") is not None
+    compiled.cache_clear()
     compiled_anew.setitem(sys.modules, "numba", None)
-    assert torch.equal(crops(), expected) and _compiled("float32") is None
+    assert torch.equal(crops(), expected) and compiled("float32") is None
     with pytest.raises(IndexError):
         augment(images(), torch.tensor([40]), flip=False, crop_padding=0, **OPTIONS)
 
@@ -129,7 +130,7 @@ def test_compiles_where_nothing_can_be_kept(compiled_anew, fault):
     expected = augment(
         images(), torch.arange(39, -1, -3), flip=True, crop_padding=2, backend="torch", **OPTIONS
     )
-    assert torch.equal(crops(), expected) and _compiled("float32") is not None
+    assert torch.equal(crops(), expected) and compiled("float32") is not None
 
 
 def test_threads_do_not_disturb_each_other():
@@ -153,16 +154,18 @@ def test_strides_and_several_blocks_per_image(backend, device):
     assert torch.equal(plain.cpu(), normalise(image_NHWC[:1], MEAN, STD, backend="torch").expand_as(plain))
 
 
-def test_draws_of_any_key_and_example_are_the_same_in_the_kernel(device):
+def test_draws_of_any_key_and_example_are_the_same_in_kernel_and_loop(device):
     # Of a 1 × 1 image with one black pixel around it, one crop in nine is white.
     id_B = torch.tensor([0, 1, 2**31, 2**32 - 1, 2**40 + 3, 2**62] + list(range(10, 40)))
-    image = torch.full((len(id_B), 1, 1, 3), 255, dtype=torch.uint8, device=device)
+    image = torch.full((len(id_B), 1, 1, 3), 255, dtype=torch.uint8)
     for seed, epoch in ((0, 0), (2**63 - 1, 1), (-(2**63), 2**40)):
         options = dict(seed=seed, epoch=epoch, flip=False, crop_padding=1, mean=(0.0,) * 3, std=(1.0,) * 3)
-        white = augment_images(image, id_B.to(device), backend="triton", **options)[:, 0, 0, 0].cpu() == 1
-        dy_B, dx_B, _ = _draws(id_B, seed, epoch, False, 1)
-        assert torch.equal(white, (dy_B == 1) & (dx_B == 1)) and white.any()
-        assert max(_key(seed, epoch)) < 2**32
+        dy_B, dx_B, _ = draws(id_B, *key(seed, epoch), False, 1)
+        white = (dy_B == 1) & (dx_B == 1)
+        kernel = augment_images(image.to(device), id_B.to(device), backend="triton", **options)
+        assert torch.equal(kernel[:, 0, 0, 0].cpu() == 1, white) and white.any()
+        assert torch.equal(augment_images(image, id_B, **options)[:, 0, 0, 0] == 1, white)
+        assert max(key(seed, epoch)) < 2**32
 
 
 def test_golden_values():
@@ -214,13 +217,13 @@ def test_half_precision_rounds_once():
 
 def test_draws_are_pinned():
     """A changed hash would change every trained member."""
-    dy_B, dx_B, flip_B = _draws(torch.tensor([0, 1, 2, 49_999, 2**40]), 0, 0, True, 4)
+    dy_B, dx_B, flip_B = draws(torch.tensor([0, 1, 2, 49_999, 2**40]), *key(0, 0), True, 4)
     assert (dy_B.tolist(), dx_B.tolist(), flip_B.tolist()) == PINNED
 
 
 def test_draws_are_uniform_and_independent():
     n, choices = 90_000, 9
-    dy_B, dx_B, flip_B = _draws(torch.arange(n), 3, 1, True, 4)
+    dy_B, dx_B, flip_B = draws(torch.arange(n), *key(3, 1), True, 4)
     cells = torch.bincount((dy_B * choices + dx_B) * 2 + flip_B, minlength=2 * choices**2).double()
     expected = n / len(cells)
     chi2 = ((cells - expected) ** 2 / expected).sum()
@@ -229,8 +232,8 @@ def test_draws_are_uniform_and_independent():
 
 
 def test_seeds_and_epochs_never_share_draws():
-    keys = [(0, 0), (0, 1), (1, 0), (1, 1), (2**62, 0), (-1, 0)]
-    drawn = [torch.stack(_draws(torch.arange(500), *key, False, 4)[:2]) for key in keys]
+    pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (2**62, 0), (-1, 0)]
+    drawn = [torch.stack(draws(torch.arange(500), *key(*pair), False, 4)[:2]) for pair in pairs]
     for i, first in enumerate(drawn):
         for second in drawn[:i]:
             agreement = (first == second).double().mean()
@@ -238,7 +241,7 @@ def test_seeds_and_epochs_never_share_draws():
 
 
 def test_flips_stay_off():
-    assert not _draws(torch.arange(100), 0, 0, False, 4)[2].any()
+    assert not draws(torch.arange(100), *key(0, 0), False, 4)[2].any()
 
 
 def test_normalisation_cached_under_inference_mode_serves_training():
