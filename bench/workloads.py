@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rumfast.bench import peers
 from rumfast.bench.setting import Setting
-from rumfast.kernels import augment as augmentation
+from rumfast.kernels.augment import augment
+from rumfast.kernels.crops import draws, key
 from rumfast.kernels.linear_margins import linear_margins
 from rumfast.kernels.margins import margins
 from rumfast.kernels.neighbours import nearest
@@ -103,7 +104,7 @@ def images(crop: bool, *shapes: Shape) -> Draw:
             256, (count, 32, 32, 3), dtype=torch.uint8, generator=draw, device=draw.device
         )
         id_B = torch.randperm(count, generator=draw, device=draw.device)[:batch]
-        return image_NHWC, id_B, *augmentation._draws(id_B, SEED, EPOCH, crop, crop * peers.PADDING)
+        return image_NHWC, id_B, *draws(id_B, *key(SEED, EPOCH), crop, crop * peers.PADDING)
 
     return inputs
 
@@ -133,8 +134,8 @@ def _linear_margin(inputs: Draw) -> Kernel:
 
 
 def _crops(inputs: Draw, dtype: torch.dtype, *, crop: bool = True) -> Kernel:
-    def ours(image_NHWC: Tensor, id_B: Tensor, *draws: Tensor) -> Tensor:
-        return augmentation.augment(
+    def ours(image_NHWC: Tensor, id_B: Tensor, *drawn: Tensor) -> Tensor:
+        return augment(
             image_NHWC,
             id_B,
             seed=SEED,

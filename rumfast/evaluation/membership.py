@@ -35,15 +35,20 @@ def features(logits_NC: np.ndarray, label_N: np.ndarray) -> dict[str, np.ndarray
     """What SVC-MIA may look at, by name of ``FEATURES``: [N], or [N, C] for all probabilities.
 
     Correctness is 0 or 1, entropy −Σ p log p in nats, the others as :func:`confidence` and
-    :func:`modified_entropy` say; the last of probabilities no nearer to 0 and 1 than ``LEAST``.
+    :func:`modified_entropy` say; the last of probabilities no nearer to 0 and 1 than ``LEAST``. Of all
+    probabilities the label's comes first, then the others in descending order: in the order of the classes,
+    as in the research code, being sure of a wrong label is no different from being sure of the right one.
     """
     probability_NC = softmax(logits_NC.astype(np.float64), axis=1)
+    own_N = probability_NC[np.arange(len(label_N)), label_N]
+    is_other_NC = np.arange(probability_NC.shape[1]) != label_N[:, None]
+    other_NC = probability_NC[is_other_NC].reshape(len(label_N), -1)
     return {
-        "confidence": probability_NC[np.arange(len(label_N)), label_N],
+        "confidence": own_N,
         "correctness": (logits_NC.argmax(1) == label_N).astype(np.float64),
         "entropy": -xlogy(probability_NC, probability_NC).sum(1),
         "modified_entropy": modified_entropy(probability_NC.clip(LEAST, 1 - LEAST), label_N),
-        "probabilities": probability_NC,
+        "probabilities": np.column_stack([own_N, -np.sort(-other_NC, axis=1)]),
     }
 
 

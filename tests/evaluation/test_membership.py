@@ -111,7 +111,23 @@ def test_features_by_hand():
     entropies = [0.7 * np.log(1 / 0.7) + 0.2 * np.log(5) + 0.1 * np.log(10), 1.5 * np.log(2)]
     np.testing.assert_allclose(found["entropy"], entropies, rtol=1e-6)
     np.testing.assert_allclose(found["modified_entropy"][0], 0.1622, atol=5e-5)
-    np.testing.assert_allclose(found["probabilities"].sum(1), 1)
+    np.testing.assert_allclose(found["probabilities"], [[0.7, 0.2, 0.1], [0.25, 0.5, 0.25]], rtol=1e-6)
+    of_the_last = features(logits, np.array([2, 2]))["probabilities"]
+    np.testing.assert_allclose(of_the_last, [[0.1, 0.7, 0.2], [0.25, 0.5, 0.25]], rtol=1e-6)
+
+
+def test_all_probabilities_show_a_wrong_label_that_was_learned():
+    rng = np.random.default_rng(0)
+    true_N, sure = rng.integers(4, size=300), 6 * np.eye(4, dtype=np.float32)
+    wrong_N = (true_N + 1) % 4
+    logits = sure[true_N] + rng.normal(0, 1, (300, 4)).astype(np.float32)
+    memorized = sure[wrong_N] + rng.normal(0, 1, (300, 4)).astype(np.float32)
+    known = features(logits[:200], true_N[:200])["probabilities"]
+    share = {
+        name: svc_mia(known[:100], known[100:], features(of_forget, wrong_N)["probabilities"])
+        for name, of_forget in (("retrained", logits), ("original", memorized))
+    }
+    assert abs(share["retrained"] - share["original"]) > 0.3
 
 
 def test_features_stay_finite_however_sure_a_model_is():
