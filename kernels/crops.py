@@ -15,6 +15,9 @@ def draws(id_B: Ids, low: int, high: int, flip: bool, padding: int) -> tuple[Ids
     """Offsets dy, dx in 0..2·padding and flips, of examples (int64) or of one, under a ``key``.
 
     They are bits 0-15, 16-30 and 31 of one hash.
+
+    >>> draws(7, *key(seed=0, epoch=1), flip=True, padding=4)
+    (8, 2, True)
     """
     bits_B = mix(mix((id_B & 0xFFFFFFFF) ^ low) ^ (id_B >> 32) ^ high)
     dy_B = ((bits_B & 0xFFFF) * (2 * padding + 1)) >> 16

@@ -59,6 +59,18 @@ def test_tables_are_those_of_the_records():
         assert render(page, RESULTS.parent) == page
 
 
+def test_what_readme_says_of_the_audits_is_in_the_record():
+    record = json.loads((RESULTS / "digits-audit.json").read_text())
+    retrained, original, *_, constant = record["models"]
+    assert retrained["verdict"] == "pass"
+    assert {finding["verdict"] for finding in retrained["findings"].values()} == {"inside"}
+    attacks = [name for name, metric in record["metrics"].items() if metric["membership"]]
+    assert original["name"] == "none" and len(attacks) > 10
+    assert {original["findings"][name]["verdict"] for name in attacks} == {"outside"}
+    assert not constant["utility"]["passed"] and constant["name"] == "constant"
+    assert {model["verdict"] for model in record["models"][1:]} == {"fail"}
+
+
 FAMILIES = {
     "finetune": "v-finetune",
     "finetune+rum-f": "f-finetune",

@@ -145,11 +145,11 @@ def _accuracy(which: str) -> Metric:
     )
 
 
-def _mia(feature: str, label: str) -> Metric:
+def _mia(feature: str, label: str, of: str | None = None) -> Metric:
+    of = of or feature.replace("_", " ")
     return Metric(
         label,
-        f"share of the forget set that an SVC on {feature.replace('_', ' ')}, fitted on retain and test "
-        "examples, calls non-member",
+        f"share of the forget set that an SVC on {of}, fitted on retain and test examples, calls non-member",
         sources.SVC_MIA,
         "oracle",
         (0, 1),
@@ -225,7 +225,7 @@ METRICS: Mapping[str, Metric] = {
     "mia_correctness": _mia("correctness", "MIA correctness"),
     "mia_entropy": _mia("entropy", "MIA entropy"),
     "mia_modified_entropy": _mia("modified_entropy", "MIA modified entropy"),
-    "mia_probabilities": _mia("probabilities", "MIA probabilities"),
+    "mia_probabilities": _mia("probabilities", "MIA probabilities", "all probabilities, the label's first"),
     **{
         f"disagreement_{which}": Metric(
             f"disagreement {which}",
