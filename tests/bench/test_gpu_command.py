@@ -20,7 +20,7 @@ case "$*" in
   *get_device_name*) echo "NVIDIA H100 80GB HBM3" ;;
   *bench.builds*) exit 3 ;;
   *-m\\ pytest*) echo "7 passed" ;;
-  *bench\\ train*) sleep 60 ;;
+  *bench\\ train*) sleep "${TRAIN_SECONDS:-0}" ;;
   *rumfast.cli*) echo "| a table |" ;;
 esac
 """
@@ -93,7 +93,7 @@ def test_a_part_that_fails_stops_no_other(stubbed):
 
 def test_a_part_ends_at_its_limit(stubbed):
     checkout, environment = stubbed
-    done = gpu(checkout, "train", "unlearn", LIMIT="1", **environment)
+    done = gpu(checkout, "train", "unlearn", LIMIT="1", TRAIN_SECONDS="60", **environment)
     assert done.returncode == 1 and "failed: train (exit status 124)" in done.stderr
     assert "unlearn took" in done.stdout and "failed: unlearn" not in done.stderr
 
