@@ -66,6 +66,10 @@ suite() {
 }
 
 accuracy() {
+  if ! "$python" -c 'import torchvision' 2>/dev/null; then
+    echo "gpu.sh: torchvision, which the plain loop needs, is not installed: accuracy is not compared" >&2
+    return
+  fi
   local chosen=(--recipe digits.toml)
   # Half of the recipe's epochs, since the plain loop has to end in time too.
   [[ -z ${CIFAR10:-} ]] || chosen=(--recipe cifar10-resnet18.toml --data "$CIFAR10" --epochs 15)

@@ -50,10 +50,10 @@ def test_dry_run_tries_everything_on_a_cpu(tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({NOT_THERE}))\n")
-    parts = ("builds", "tests", "kernels", "loader", "train", "memorization")
+    parts = ("builds", "tests", "kernels", "loader", "train", "accuracy", "memorization")
     done = gpu(checkout, "--dry-run", "--out", out, *parts, PYTHONPATH=str(bare))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "not the installed package" in done.stderr
+    assert "not the installed package" in done.stderr and "accuracy is not compared" in done.stderr
     suites = {f"{part}.{end}" for part in ("kernels", "loader", "train") for end in ("json", "md")}
     files = {"builds.json", "tests.txt", "memorization.json", "sweep"} | suites
     assert {path.name for path in out.iterdir()} == files
