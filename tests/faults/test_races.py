@@ -100,14 +100,14 @@ def test_of_eight_that_disagree_the_first_is_kept_and_the_others_are_told(popula
 # A worker that falls asleep once, when a record is written and synced, and not yet linked to its name.
 SLEEPS_IN_COMMIT = """
 import os, signal
-from rumfast import store
-sync = store.sync
+from rumfast.store import commits
+sync = commits.sync
 def sleepy(path):
     sync(path)
-    if path.name.startswith(store.TEMPORARY):
-        store.sync = sync
+    if path.name.startswith(commits.TEMPORARY):
+        commits.sync = sync
         os.kill(os.getpid(), signal.SIGSTOP)
-store.sync = sleepy
+commits.sync = sleepy
 from rumfast.sweeps.worker import serve
 serve("cpu")
 """
