@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rumfast.bench.machine import taken
 from rumfast.bench.member import fit, logits
 from rumfast.bench.plain import normalised, plain_loader, plain_workers
 from rumfast.config import DataConfig, TrainConfig, load_recipe
@@ -163,10 +164,7 @@ def accuracy_table(record: Mapping[str, Any]) -> str:
         name = f"{row['recipe']}, {row['examples']:,} examples, {row['epochs']} epochs"
         cells = [name, row["dtype"], f"{row['seeds']} each", *means, _mean(row["difference"], "+"), *seconds]
         lines.append(f"| {' | '.join(cells)} |")
-    machine = record["environment"]
-    where = machine["gpu"] or machine["cpu"]
-    lines += ["", f"{where}, torch {machine['torch']}, commit {machine['commit']}."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", taken(record)]) + "\n"
 
 
 def _mean(interval: Mapping[str, Any], sign: str = "") -> str:

@@ -1,8 +1,9 @@
-"""Markdown tables of an audit: models by audits, audits by models, false alarms, and agreement of audits."""
+"""Markdown tables of an audit: what each measures, models by audits, false alarms, agreement of audits."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from rumfast.bench.machine import taken
 from rumfast.reporting.audit_figures import agreement, tau_text
 from rumfast.reporting.audit_text import (
     HEADLINE,
@@ -51,6 +52,16 @@ def audit_all(record: Record) -> str:
     return _page([*lines, "", f"{LEGEND}. {_setting(record)}"])
 
 
+def audit_metrics(record: Record) -> str:
+    """What every audit measures, which way is better, and who defined it."""
+    lines = ["| audit | what it is | better | source |", "|---|---|---|---|"]
+    for metric in record["metrics"].values():
+        better = "as oracles" if metric["better"] == "oracle" else metric["better"]
+        definition = metric["definition"].replace("|", "\\|")
+        lines.append(f"| {metric['label']} | {definition} | {better} | {metric['source']} |")
+    return _page(lines)
+
+
 def audit_alarms(record: Record) -> str:
     """Every audit's false alarms on held-out oracles, and whether it tells the originals from oracles."""
     lines = ["| audit | false alarms | catches the originals |", "|---|---:|---|"]
@@ -85,9 +96,7 @@ def _page(lines: list[str]) -> str:
 
 
 def _setting(record: Record) -> str:
-    machine = record["environment"]
     return (
         f"{record['forget']['size']} of {record['dataset']['train']} training examples forgotten; "
-        f"{record['population']} models of each kind, {record['held_out']} held-out oracles; "
-        f"{machine['gpu'] or machine['cpu']}, torch {machine['torch']}, commit {machine['commit']}."
+        f"{record['population']} models of each kind, {record['held_out']} held-out oracles; {taken(record)}"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rumfast.bench.machine import taken
 from rumfast.reporting.experiment import FAILED, claim_text
 
 Record = Mapping[str, Any]
@@ -125,10 +126,9 @@ def _chance(record: Record) -> str:
 
 
 def _setting(record: Record) -> str:
-    machine, timing = record["environment"], record["timing"]
+    timing = record["timing"]
     minutes = timing["worker_s"] / timing["workers"] / 60
     return (
         f"{record['seeds']} seeds, {record['oracles']} oracles; {minutes:.0f} minutes of training by "
-        f"{timing['workers']} workers, search and sweep among it; {machine['gpu'] or machine['cpu']}, torch "
-        f"{machine['torch']}, commit {machine['commit']}."
+        f"{timing['workers']} workers, including search and sweep; {taken(record)}"
     )

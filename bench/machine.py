@@ -1,6 +1,8 @@
-"""The folder of this machine's records: ``python -m rumfast.bench.machine`` prints its name."""
+"""Where records are taken: ``python -m rumfast.bench.machine`` prints the name of this machine's folder."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from rumfast.runtime import environment
 
@@ -13,6 +15,20 @@ def folder(gpu: str | None, cpu: str) -> str:
     """
     name = gpu or re.sub(r"(\d+) cores?$", r"\1core", cpu)
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def taken(record: Mapping[str, Any]) -> str:
+    """The end of a table's caption: on what machine, and by which version.
+
+    >>> environment = {"gpu": None, "cpu": "A CPU", "torch": "2", "rumfast": "1", "commit": "abc"}
+    >>> taken({"environment": environment})
+    'A CPU, torch 2, rumfast 1, commit abc.'
+    """
+    found = record["environment"]
+    return (
+        f"{found['gpu'] or found['cpu']}, torch {found['torch']}, rumfast {found['rumfast']}, "
+        f"commit {found['commit']}."
+    )
 
 
 if __name__ == "__main__":

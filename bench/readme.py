@@ -1,9 +1,10 @@
 """Write the measured tables of README.md and docs: ``python -m rumfast.bench.readme [--check]``.
 
 A block ``<!-- record: FILE -->`` … ``<!-- end -->`` is replaced by the table of ``bench/results/FILE``, and
-``<!-- record: FILE PART -->`` by one of its parts: ``kernels`` or ``others`` (suites), ``epochs`` (of
-training, by phase), ``sweep`` (of a run), ``imagenet`` (worked out from reductions), ``mia``,
-``differences`` and ``findings`` (of experiments), ``all``, ``alarms`` and ``ranking`` (of an audit).
+``<!-- record: FILE PART -->`` by one of its parts: ``kernels`` or ``others`` (suites), ``shortlist`` (of
+those), ``epochs`` (of training, by phase), ``sweep`` (of a run), ``imagenet`` (worked out from reductions),
+``mia``, ``differences`` and ``findings`` (of experiments), ``all``, ``metrics``, ``alarms`` and ``ranking``
+(of an audit).
 """
 
 import argparse
@@ -17,6 +18,7 @@ import numpy as np
 
 from rumfast.bench import audit_tables, experiment_tables, score_tables, sweep_tables
 from rumfast.bench.accuracy import accuracy_table
+from rumfast.bench.machine import taken
 from rumfast.bench.report import epochs_table
 from rumfast.errors import MismatchError
 from rumfast.evaluation import t_interval
@@ -25,6 +27,7 @@ from rumfast.store import read_json, write_text
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- record: (?P<file>[\w./-]+)(?: (?P<part>\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 HEADLINE = ("tow", "tow_mia")
+SHORTLIST = ("loader resident", "loader streaming", "train epoch", "train epoch, cifar10-small", "sweep")
 PAIRS = (
     ("rum", "salun"),
     ("rum", "finetune"),
@@ -60,7 +63,8 @@ def throughput_table(record: Mapping[str, Any], part: str | None = None) -> str:
     """Markdown table of a benchmark record: the ratio to each peer, p20 to p80 behind it."""
     rows = ["| case | peer | ratio |", "|---|---|---:|"]
     for case in record["cases"]:
-        if part is None or case["suite"] != "kernels":
+        chosen = {"others": case["suite"] != "kernels", "shortlist": case["name"] in SHORTLIST}
+        if part is None or chosen[part]:
             rows += [f"| {case['name']} | {peer} | {_ratio(case, peer)} |" for peer in case["ratio"]]
     return "\n".join([*rows, "", _machine(record)]) + "\n"
 
@@ -88,11 +92,7 @@ def _ratio(case: Mapping[str, Any], peer: str) -> str:
 
 
 def _machine(record: Mapping[str, Any]) -> str:
-    machine = record["environment"]
-    return (
-        f"{machine['gpu'] or machine['cpu']}, {record['threads']} torch threads, torch "
-        f"{machine['torch']}, commit {record['commit']}; shapes and times are in the record."
-    )
+    return f"At most {record['threads']} threads; shapes and times are in the record; {taken(record)}"
 
 
 def builds_table(record: Mapping[str, Any]) -> str:
@@ -120,13 +120,13 @@ def evaluation_table(record: Mapping[str, Any]) -> str:
     ]
     lines.append(f"| *retrained* | {' | '.join(bands)} | 100% |")
     lines += ["", *_differences(record)]
-    machine = record["environment"]
-    where = machine["gpu"] or machine["cpu"]
+    forgotten, train, sweep = record["forget"]["size"], record["dataset"]["train"], record["sweep"]
+    retrainings = sweep["members"] * sweep["include"] * train / (train - forgotten)
     lines += [
         "",
-        f"{record['forget']['size']} of {record['dataset']['train']} training examples forgotten; "
-        f"{record['seeds']} seeds, {record['oracles']} oracles, {record['sweep']['members']} sweep members; "
-        f"{where}, torch {machine['torch']}, commit {machine['commit']}.",
+        f"{forgotten} of {train} training examples forgotten; {record['seeds']} seeds, {record['oracles']} "
+        f"oracles; {sweep['members']} sweep members, as much training as {retrainings:.0f} retrainings; "
+        f"{taken(record)}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -162,6 +162,7 @@ TABLES: dict[tuple[str, str | None], Callable[[Mapping[str, Any]], str]] = {
     ("audit", None): audit_tables.audit_matrix,
     ("audit", "alarms"): audit_tables.audit_alarms,
     ("audit", "all"): audit_tables.audit_all,
+    ("audit", "metrics"): audit_tables.audit_metrics,
     ("audit", "ranking"): audit_tables.audit_ranking,
     ("builds", None): builds_table,
     ("difficulty", None): experiment_tables.difficulty_table("tow"),

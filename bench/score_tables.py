@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rumfast.bench.machine import taken
+
 Record = Mapping[str, Any]
 
 
 def scores_table(record: Record) -> str:
     """Each score's rank correlation with memorization, and what it costs as a share of the sweep."""
     rows = [
-        "| score | Spearman with memorization | s | of the sweep | with its training |",
+        "| score | Spearman with memorization | worker seconds | of the sweep's | with its models |",
         "|---|---:|---:|---:|---:|",
     ]
     for index, row in enumerate(record["scores"]):
@@ -54,12 +56,11 @@ def _share(value: float | None) -> str:
 
 
 def _setting(record: Record) -> str:
-    sweep, machine = record["sweep"], record["environment"]
+    sweep = record["sweep"]
     members = f"{sweep['members']} sweep members" if "members" in sweep else "published scores"
     ceiling = record["ceiling"]
     bound = "" if ceiling is None else f"; the noise of this estimate bounds any score's at {ceiling:.3f}"
     return (
         f"{record['dataset']['examples']:,} examples of {record['name']}, {members}{bound}. 95 % intervals: "
-        f"bootstrap over examples; {machine['gpu'] or machine['cpu']}, torch {machine['torch']}, commit "
-        f"{machine['commit']}."
+        f"bootstrap over examples; {taken(record)}"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rumfast.bench.machine import taken
 from rumfast.scores import worst_standard_error
 
 Record = Mapping[str, Any]
@@ -28,7 +29,7 @@ def plan_table(record: Record) -> str:
         (f"standard error at worst with {members}", f"{worst_standard_error(members, INCLUDE):.3f}"),
     ]
     lines = ["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)]
-    return "\n".join([*lines, "", _machine(record)]) + "\n"
+    return "\n".join([*lines, "", taken(record)]) + "\n"
 
 
 def engines_table(record: Record) -> str:
@@ -40,7 +41,7 @@ def engines_table(record: Record) -> str:
             f"| `{row['engine']}` | {row['workers']} | {row['wall_s']:.0f} | {row['member_s']:.1f} | {same} |"
         )
     recipe = f"{record['members']} members of the digits recipe, {record['epochs']} epochs; start-up counts"
-    return "\n".join([*rows, "", f"{recipe}; {_machine(record)}"]) + "\n"
+    return "\n".join([*rows, "", f"{recipe}; {taken(record)}"]) + "\n"
 
 
 def reduce_table(record: Record) -> str:
@@ -59,7 +60,7 @@ def reduce_table(record: Record) -> str:
         f"examples, from the compacted arrays, {record['influence_s']:.0f} s and "
         f"{record['influence_peak_mb']:.0f} MB"
     )
-    return "\n".join([*rows, "", f"{others}; {_machine(record)}"]) + "\n"
+    return "\n".join([*rows, "", f"{others}; {taken(record)}"]) + "\n"
 
 
 def scale_table(record: Record) -> str:
@@ -82,7 +83,7 @@ def scale_table(record: Record) -> str:
         f"{scene['nodes']} nodes is cut off half-way and works on unseen for {scene['zombie_s']:.0f} s; "
         f"listings are up to {scene['stale_s']:.0f} s old; time runs {scene['speed']:.0f} times as fast"
     )
-    return "\n".join([*lines, "", f"{facts}; {_machine(record)}"]) + "\n"
+    return "\n".join([*lines, "", f"{facts}; {taken(record)}"]) + "\n"
 
 
 def sweep_table(record: Record) -> str:
@@ -103,7 +104,7 @@ def sweep_table(record: Record) -> str:
         ("… at worst in theory", f"{sweep['worst_standard_error']:.3f}"),
     ]
     lines = ["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)]
-    return "\n".join([*lines, "", _machine(record)]) + "\n"
+    return "\n".join([*lines, "", taken(record)]) + "\n"
 
 
 def imagenet_table(record: Record) -> str:
@@ -145,12 +146,14 @@ def imagenet_table(record: Record) -> str:
         ),
     ]
     lines = ["| | how | |", "|---|---|---:|"]
-    return (
-        "\n".join([*lines, *(f"| {name} | {how} | {value:,.3g} {unit} |" for name, how, value, unit in rows)])
-        + "\n"
-    )
+    lines += [f"| {name} | {how} | {_three_digits(value)} {unit} |" for name, how, value, unit in rows]
+    return "\n".join(lines) + "\n"
 
 
-def _machine(record: Record) -> str:
-    machine = record["environment"]
-    return f"{machine['gpu'] or machine['cpu']}, torch {machine['torch']}, commit {machine['commit']}."
+def _three_digits(value: float) -> str:
+    """Three significant digits, without an exponent.
+
+    >>> _three_digits(6650.4), _three_digits(0.0244)
+    ('6,650', '0.0244')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -34,10 +34,6 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(experiment.app, name="experiment")
-app.command()(bench)
-app.command()(score)
-app.command()(plan)
-app.command()(audit)
 
 
 @app.command()
@@ -69,7 +65,7 @@ VERBS = {
     "train": ("train", "Train the original models (and pack the data, if the recipe names a source)."),
     "refine": ("refine", "Choose the forget set and refine it into groups (after the stages before it)."),
     "unlearn": ("unlearn", "Run every plan from every original (after the stages before it)."),
-    "evaluate": ("evaluate", "Hold every unlearned model against the oracles (after the stages before it)."),
+    "evaluate": ("evaluate", "Compare every unlearned model with the oracles (after the stages before it)."),
     "report": ("report", "Write the HTML report (after the stages before it)."),
 }
 
@@ -95,6 +91,8 @@ def _add_verb(name: str, until: str, text: str) -> None:
 
 for _name, (_until, _text) in VERBS.items():
     _add_verb(_name, _until, _text)
+for _command in (score, plan, audit, bench):
+    app.command()(_command)
 
 
 def _stages(

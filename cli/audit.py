@@ -26,7 +26,7 @@ def audit(
     out: Out,
     population: Annotated[
         int,
-        typer.Option(min=8, help="Originals, and models of each plan, and oracles; as many oracles again."),
+        typer.Option(min=8, help="Originals, and models of each plan; twice as many oracles."),
     ] = 64,
     probes: Annotated[
         bool, typer.Option(help="Fine-tune every model on the forget set: steps to relearn, entanglement.")
@@ -40,7 +40,7 @@ def audit(
     plan: Plans = None,
     json_output: Json = False,
 ) -> None:
-    """Hold whole populations of models against oracles, by every metric, each with what retraining gives."""
+    """Compare whole populations of models with oracles by every metric, each beside what retraining gives."""
     from rumfast.pipeline.audits import AuditConfig, audit
     from rumfast.sweeps import open_engine
 

@@ -21,7 +21,7 @@ Forget = Annotated[
     str | None,
     typer.Option(
         help="ids:FILE, class:K, random:N, memorization:low|mid|high|mixed:N, entanglement:low|mid|high:N, "
-        "mislabeled; not the recipe's."
+        "mislabeled; overrides the recipe."
     ),
 ]
 After = Annotated[

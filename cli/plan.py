@@ -35,13 +35,11 @@ def plan(
     after: After = None,
     scores: Scores = None,
     objective: Annotated[
-        str | None, typer.Option(help="mean (of ToW and ToW-MIA), tow or tow_mia; not the recipe's.")
+        str | None, typer.Option(help="mean (of ToW and ToW-MIA), tow or tow_mia; overrides the recipe.")
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(
-            min=0.1, help="Of training and trying, after which no further rung or generation begins."
-        ),
+        typer.Option(min=0.1, help="Start no further rung or generation after so many minutes."),
     ] = None,
     json_output: Json = False,
 ) -> None:

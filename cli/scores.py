@@ -23,9 +23,7 @@ from rumfast.cli.options import (
 )
 from rumfast.cli.output import console, show
 
-Export = Annotated[
-    Path | None, typer.Option(help="Also write all there are here, as the name ends: .npz, .parquet or .csv.")
-]
+Export = Annotated[Path | None, typer.Option(help="Also write the scores to this .npz, .parquet or .csv.")]
 All = Annotated[
     bool,
     typer.Option("--all", help="Compute every score, and say how they agree, by class, and what each costs."),

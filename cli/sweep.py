@@ -22,11 +22,11 @@ app = typer.Typer(no_args_is_help=True, help="Train the models that memorization
 
 
 Margins = Annotated[
-    str | None, typer.Option(help="fp16 or fp32: how margins are stored; not as the recipe says.")
+    str | None, typer.Option(help="fp16 or fp32: how margins are stored; overrides the recipe.")
 ]
 Events = Annotated[
     bool | None,
-    typer.Option("--events/--no-events", help="Also store what training said of each example, by epoch."),
+    typer.Option("--events/--no-events", help="Also store when each example was right, and proxies."),
 ]
 
 
@@ -66,7 +66,7 @@ def plan(
     engine: EngineName = "local",
     margins: Margins = None,
     events: Events = None,
-    slots: Annotated[int, typer.Option(min=1, help="Workers of the cluster to reckon with.")] = 16,
+    slots: Annotated[int, typer.Option(min=1, help="Workers of the cluster to assume.")] = 16,
     usd_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="Price of one device.")] = None,
     json_output: Json = False,
 ) -> None:

@@ -53,7 +53,7 @@ def test_tables_are_those_of_the_records():
     from rumfast.bench.readme import render
 
     pages = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
-    assert [page.count("<!-- record:") for page in pages] == [19, 3, 4, 2, 3]
+    assert [page.count("<!-- record:") for page in pages] == [14, 4, 5, 2, 2, 5]
     for page in pages:
         assert page.count("<!-- record:") == page.count("<!-- end -->")
         assert render(page, RESULTS.parent) == page
@@ -94,6 +94,17 @@ def test_shipped_plans_won_their_family_in_the_tuning_record(name):
     for plan, family in FAMILIES.items():
         best = max((candidate for candidate in tried if candidate.startswith(family)), key=tow.__getitem__)
         assert (shipped[plan].steps, shipped[plan].refine) == (tried[best].steps, tried[best].refine), best
+
+
+def test_the_recipe_is_one():
+    from rumfast.config import parse_recipe
+    from rumfast.plans import parse_plan
+
+    block = re.search(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    recipe = parse_recipe(block[1], "README")
+    assert [len(parse_plan(plan.steps)) for plan in recipe.plans] == [1, 3]
+    assert (recipe.forget.refine, recipe.forget.request) == ("confidence", "ids:request.txt")
 
 
 @pytest.mark.slow

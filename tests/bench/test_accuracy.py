@@ -110,7 +110,7 @@ def test_table_has_intervals_where_there_are_several_models():
         "difference": {"mean": -0.01, "low": -0.03, "high": 0.01},
         "seconds": {OURS: [2.0, 4.0], PLAIN: [10.0, 12.0]},
     }  # fmt: skip
-    environment = {"gpu": None, "cpu": "a CPU", "torch": "2.11", "commit": "abc"}
+    environment = {"gpu": None, "cpu": "a CPU", "torch": "2.11", "rumfast": "1", "commit": "abc"}
     lines = accuracy.accuracy_table({"rows": [row], "environment": environment}).splitlines()
     assert lines[2] == (
         "| tiny, 1,400 examples, 5 epochs | bfloat16 | 2 each | 0.9000 ± 0.0500 | 0.9100 | -0.0100 ± 0.0200 "

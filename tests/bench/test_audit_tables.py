@@ -2,7 +2,13 @@
 
 import pytest
 
-from rumfast.bench.audit_tables import audit_alarms, audit_all, audit_matrix, audit_ranking
+from rumfast.bench.audit_tables import (
+    audit_alarms,
+    audit_all,
+    audit_matrix,
+    audit_metrics,
+    audit_ranking,
+)
 from rumfast.bench.readme import TABLES, render
 from rumfast.store import write_text
 
@@ -39,6 +45,13 @@ def test_matrix_of_all_has_every_audit(audit_record):
     assert table["*verdict*"] == ["", "pass", "fail", "cannot tell", "fail", "fail"]
 
 
+def test_metrics_are_defined(audit_record):
+    audit_record["metrics"]["tow"]["definition"] = "product of 1 − |difference|"
+    text = audit_metrics(audit_record)
+    assert "| ToW | product of 1 − \\|difference\\| | higher | a paper |" in text
+    assert "| forget accuracy | what forget accuracy is | as oracles | a paper |" in text
+
+
 def test_alarms_and_power(audit_record):
     del audit_record["false_alarms"]["counts"]["relearning"], audit_record["power"]["relearning"]
     table = rows(audit_alarms(audit_record))
@@ -64,7 +77,7 @@ def test_ranking_without_a_value_has_a_dash(audit_record):
 def test_every_table_tells_its_setting(audit_record, table):
     last = table(audit_record).splitlines()[-1]
     assert "30 of 200 training examples forgotten; 64 models of each kind, 20 held-out oracles" in last
-    assert "a CPU, torch 2.11, commit abc." in last
+    assert "a CPU, torch 2.11, rumfast 1, commit abc." in last
 
 
 def test_readme_knows_every_part(audit_record, tmp_path):

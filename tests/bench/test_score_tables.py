@@ -40,7 +40,7 @@ RECORD = {
             "means": {"memorization": None, "confidence": None},
         },
     ],
-    "environment": {"gpu": None, "cpu": "a CPU, 2 cores", "torch": "2.11", "commit": "abc"},
+    "environment": {"gpu": None, "cpu": "a CPU, 2 cores", "torch": "2.11", "rumfast": "1", "commit": "abc"},
 }
 
 
