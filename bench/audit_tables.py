@@ -81,7 +81,7 @@ def audit_ranking(record: Record) -> str:
         ]
         lines.append(f"| {labels[row]} | {' | '.join(cells[1:])} |")
     models = ", ".join(f"`{name}`" for name in ranking["models"])
-    note = f"Over {models}; in brackets 95 % intervals over random draws of models, bold: excludes zero."
+    note = f"Over {models}; in brackets 95 % of random draws of a third of the models, bold: without zero."
     return _page([*lines, "", f"{note} {_setting(record)}"])
 
 

@@ -62,7 +62,9 @@ tests() {
 }
 
 suite() {
-  "$python" -m rumfast.cli bench "$1" ${dry:+--quick} --save "$out/$1.json" >"$out/$1.md" && cat "$out/$1.md"
+  # An earlier record stays until this one is there.
+  "$python" -m rumfast.cli bench "$1" ${dry:+--quick} --save "$out/$1.json" | tee "$site/$1.md" &&
+    mv "$site/$1.md" "$out"
 }
 
 accuracy() {
@@ -87,7 +89,7 @@ memorization() {
     --seconds $((limit > 240 ? limit - 120 : limit / 2)) --save "$out/memorization.json"
 }
 export -f builds tests suite accuracy memorization
-export python dry out root limit
+export python dry out root limit site
 
 for part in "${parts[@]}"; do
   echo "gpu.sh: $part"

@@ -35,6 +35,8 @@ PAIRS = (
     ("rum+final", "rum"),
     ("salun+rum-f", "salun"),
     ("salun+rum-f", "salun+shuffle"),
+    ("rum", "salun+rum-f"),
+    ("rum", "salun+shuffle"),
     ("finetune+rum-f", "finetune"),
     ("neggrad+rum-f", "neggrad+"),
 )

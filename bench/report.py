@@ -25,7 +25,8 @@ def compare(record: Record, previous: Record, tolerance: float = 0.2) -> dict[Ra
     """A message with both values for each ratio that fell by more than ``tolerance`` (a share).
 
     It fell if it is that much below the earlier record's rounds too, of which a fifth lie below their p20:
-    the median of a peer that varies may have been lucky. What only one record holds is not compared.
+    the median of a peer that varies may have been lucky. A peer that a case has lost counts as fallen; cases
+    that only one record holds are not compared.
 
     Raises:
         DataError: a record is not of this schema.
@@ -41,15 +42,21 @@ def compare(record: Record, previous: Record, tolerance: float = 0.2) -> dict[Ra
             f"machines, so give one taken on the same kind"
         )
     now, before, least = _ratios(record), _ratios(previous), _ratios(previous, low=True)
-    common = [key for key in before if key in now]
+    cases = {key[:-1] for key in now}
+    common = [key for key in before if key[:-1] in cases]
     if not common:
         raise UsageError("compare: the records share no case; take both with the same suite and --quick")
     return {
-        key: f"{key.case} {key.shape} {key.dtype} against {key.peer}: {now[key]:.3g}× now, "
-        f"{before[key]:.3g}× before ({now[key] / before[key] - 1:+.0%})"
+        key: f"{key.case} {key.shape} {key.dtype} against {key.peer}: {_change(now.get(key), before[key])}"
         for key in common
-        if now[key] < (1 - tolerance) * min(before[key], least[key])
+        if now.get(key, 0.0) < (1 - tolerance) * min(before[key], least[key])
     }
+
+
+def _change(now: float | None, before: float) -> str:
+    if now is None:
+        return f"not measured now, {before:.3g}× before"
+    return f"{now:.3g}× now, {before:.3g}× before ({now / before - 1:+.0%})"
 
 
 def _machine(record: Record) -> str:

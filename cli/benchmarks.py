@@ -23,7 +23,10 @@ def bench(
     suite: Annotated[Suite, typer.Argument(help="What to measure.")],
     json_output: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
     save: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
-    compare: Annotated[Path | None, typer.Option(help="Fail on a ratio that fell by more than 20 %.")] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="Fail on a ratio 20 % below this record's median and rounds, three times."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small shapes: under two minutes in all.")] = False,
 ) -> None:
     """Measure throughput as ratios to named peers, interleaved in one run."""

@@ -67,6 +67,8 @@ def plan(
         show(result, True, "search")
     else:
         _show(result)
+        for name in run.earlier_choices():
+            typer.echo(f"{name}: keeps what an earlier search chose; --plan NAME=auto takes this one.")
 
 
 def _show(result: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rumfast.data import Dataset, Examples
-from rumfast.errors import DivergedError
+from rumfast.errors import DivergedError, UsageError
 from rumfast.kernels.augment import normalise
 from rumfast.kernels.margins import OUTPUTS, Margins, margins
 from rumfast.loaders import batch_bounds
@@ -57,8 +57,11 @@ def predict(model: Classifier, data: Dataset) -> Predictions:
 
     Float32 whatever the training precision, because margins of memorized examples are where bf16 is coarse.
 
+    Batches are halved while they do not fit into the device's memory.
+
     Raises:
         DivergedError: a logit is not finite, as of weights that are finite and huge.
+        UsageError: not even one image fits.
     """
     train_NC, test_NC = logits_of(model, data, data.train), logits_of(model, data, data.test)
     if not (np.isfinite(train_NC).all() and np.isfinite(test_NC).all()):
@@ -83,11 +86,23 @@ def _map(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    parts = []
     height, width = examples.image_NHWC.shape[1:3]
     size = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width)))
-    for start, stop in batch_bounds(len(examples), size):
+
+    def compute(start: int, stop: int) -> Tensor:
         image = torch.from_numpy(examples.image_NHWC[start:stop]).to(device)
-        parts.append(function(normalise(image, data.mean, data.std)).float().cpu())
+        return function(normalise(image, data.mean, data.std)).float().cpu()
+
+    while True:
+        try:
+            parts = [compute(start, stop) for start, stop in batch_bounds(len(examples), size)]
+            break
+        except torch.OutOfMemoryError as error:
+            if size == 1:
+                raise UsageError(
+                    f"one image of {height}×{width} does not fit into {device}'s memory ({error}); "
+                    "use a device with more, or a smaller network"
+                ) from None
+            size //= 2
     model.train(was_training)
     return torch.cat(parts).numpy()

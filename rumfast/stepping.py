@@ -17,6 +17,10 @@ Record = Callable[[Callable[[], Loss]], Callable[[], Loss]]
 WARM_UP = 3  # steps of a shape before it is recorded: they compile, and allocate what a graph may not
 
 
+class Terms(tuple[Any, ...]):
+    """What each summand of a step's loss is taken on: they are computed, and split, one after another."""
+
+
 class Recorded(NamedTuple):
     """A step over tensors that stay in place."""
 
@@ -26,6 +30,8 @@ class Recorded(NamedTuple):
 
 class Stepper(Generic[Fed]):
     """Takes SGD steps on ``loss_of``, a mean over the examples it is given.
+
+    A loss over several batches is fed as ``Terms``: ``loss_of`` of each, added up.
 
     With ``record``, a step whose shapes and constants come for the fourth time is recorded, and from then on
     replayed: hundreds of kernels of forward, backward and optimizer start at one call. ``loss_of`` runs in
@@ -70,24 +76,17 @@ class Stepper(Generic[Fed]):
 
     def _take(self, fed: Fed) -> Loss:
         self.optimizer.zero_grad()
-        if self._micro_batches == 1:
-            loss, examples = self._loss_of(fed)
-            loss.backward()
-        else:
-            loss, examples = self._accumulate(fed)
-        self.optimizer.step()
-        return loss.detach(), examples
-
-    def _accumulate(self, fed: Fed) -> Loss:
-        parts = list(split(fed, self._micro_batches))
-        sizes = [max(len(tensor) for tensor in tensors(part) if tensor.ndim) for part in parts]
         losses, examples = [], 0
-        for part, size in zip(parts, sizes, strict=True):
-            loss, used = self._loss_of(part)
-            (loss * (size / sum(sizes))).backward()
-            losses.append(loss.detach() * (size / sum(sizes)))
-            examples += used
-        return torch.stack(losses).sum(), examples
+        for term in fed if isinstance(fed, Terms) else (fed,):
+            for part in split(term, self._micro_batches):
+                loss, used = self._loss_of(part)
+                if self._micro_batches > 1:
+                    loss = loss * (_length(part) / _length(term))
+                loss.backward()
+                losses.append(loss.detach())
+                examples += used
+        self.optimizer.step()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum(), examples
 
     def set_rate(self, lr: float) -> None:
         """Set the learning rate of the steps to come."""
@@ -114,7 +113,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], fed: Any) -> Any:
         return function(fed)
     if isinstance(fed, tuple):
         parts = [map_tensors(function, part) for part in fed]
-        return type(fed)(*parts) if hasattr(fed, "_fields") else tuple(parts)
+        return type(fed)(*parts) if hasattr(fed, "_fields") else type(fed)(parts)
     return fed
 
 
@@ -143,13 +142,12 @@ def signature(fed: Any) -> Any:
 def split(fed: Any, parts: int) -> Iterator[Any]:
     """Cut all tensors along their first axis into as many parts, sizes differing by at most one.
 
-    At most as many parts as the shortest tensor has entries; tensors without axes are in every part.
+    At most as many parts as there are entries; tensors without axes are in every part.
 
     >>> [part.tolist() for part in split(torch.arange(5), 2)]
     [[0, 1], [2, 3, 4]]
     """
-    shortest = min((len(tensor) for tensor in tensors(fed) if tensor.ndim), default=1)
-    parts = max(1, min(parts, shortest))
+    parts = max(1, min(parts, _length(fed)))
 
     def cut(tensor: Tensor, part: int) -> Tensor:
         if not tensor.ndim:
@@ -158,6 +156,11 @@ def split(fed: Any, parts: int) -> Iterator[Any]:
 
     for part in range(parts):
         yield map_tensors(partial(cut, part=part), fed)
+
+
+def _length(fed: Any) -> int:
+    """Entries of each of its tensors."""
+    return next((len(tensor) for tensor in tensors(fed) if tensor.ndim), 1)
 
 
 def cuda_graphs() -> Record:

@@ -1,19 +1,21 @@
 """An audit of tiny populations: what it trains, and what it says."""
 
 import json
+import shutil
 from copy import deepcopy
 from importlib import resources
 
 import numpy as np
 import pytest
 
-from rumfast.config import parse_recipe
+from rumfast.config import load_recipe, parse_recipe
 from rumfast.data import load_dataset
 from rumfast.errors import UsageError
 from rumfast.evaluation import METRICS
 from rumfast.pipeline.assess import definitions
 from rumfast.pipeline.audit_parts import memorization_levels
 from rumfast.pipeline.audits import CONSTANT, HELD_OUT, AuditConfig, audit
+from rumfast.plans import read_plan
 from rumfast.store import read_json
 from rumfast.sweeps import Population
 
@@ -128,6 +130,26 @@ def test_it_resumes_and_says_the_same(made):
     assert again == record == json.loads(json.dumps(record)) == stored
     page = (out / "audit" / "index.html").read_text(encoding="utf-8")
     assert "finetune" in page and not any(word in page for word in ("<script", "src=", "url(http"))
+
+
+def test_the_folder_keeps_the_recipe(made):
+    recipe, out, _ = made
+    assert load_recipe(out / "config.toml").evaluate == recipe.evaluate
+
+
+def test_plans_that_diverge_are_left_out_and_those_that_do_nothing_audited_once(made, validator, tmp_path):
+    recipe, out, record = made
+    shutil.copytree(out, tmp_path / "run", symlinks=True)
+    plans = (read_plan("nothing=none"), recipe.plans[1], read_plan("wild=neggrad(lr=1e30)"))
+    again = audit(
+        recipe.model_copy(update={"plans": plans}), tmp_path / "run", CONFIG, device="cpu", workers=2
+    )
+    assert again.pop("diverged") == ["wild"]
+    assert [model["name"] for model in again["models"]] == [model["name"] for model in record["models"]]
+    assert again["models"] == record["models"]
+    validator.validate(again | {"diverged": ["wild"]})
+    page = (tmp_path / "run" / "audit" / "index.html").read_text(encoding="utf-8")
+    assert "diverged from some original: wild." in page and "Null bands of 9 oracles are too narrow" in page
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from rumfast import build_model, inference, predict
+from rumfast.errors import UsageError
 from rumfast.inference import Predictions, embeddings_of, logits_of
 
 
@@ -36,6 +37,30 @@ def test_embeddings_lead_to_the_logits(digits, model):
     embedding_ND = embeddings_of(model, digits, digits.train)
     logits = embedding_ND @ model.fc.weight.detach().numpy().T + model.fc.bias.detach().numpy()
     np.testing.assert_allclose(logits, logits_of(model, digits, digits.train), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fits", [1, 7, 40])
+def test_batches_are_halved_until_they_fit(digits, model, monkeypatch, fits):
+    expected, forward, asked = logits_of(model, digits, digits.test), model.forward, []
+
+    def short_of_memory(image):
+        asked.append(len(image))
+        if len(image) > fits:
+            raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+        return forward(image)
+
+    monkeypatch.setattr(model, "forward", short_of_memory)
+    torch.testing.assert_close(logits_of(model, digits, digits.test), expected, rtol=1e-5, atol=1e-5)
+    assert asked[0] > fits and asked[-1] <= fits
+
+
+def test_an_image_that_does_not_fit_is_an_error(digits, model, monkeypatch):
+    def without_memory(image):
+        raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+    monkeypatch.setattr(model, "forward", without_memory)
+    with pytest.raises(UsageError, match="one image of 8×8 does not fit into cpu's memory.*80 GiB"):
+        predict(model, digits)
 
 
 @pytest.mark.parametrize("training", [True, False])

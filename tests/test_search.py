@@ -12,7 +12,7 @@ from rumfast.pipeline.search import search_plans
 from rumfast.pipeline.trials import Trials
 from rumfast.pipeline.variation import Candidate, Variation, standard_families
 from rumfast.plans import parse_plan
-from rumfast.store import read_json
+from rumfast.store import read_json, write_json
 from rumfast.sweeps import LocalEngine, Population
 
 pytestmark = pytest.mark.slow
@@ -253,6 +253,11 @@ def test_what_blows_up_loses_and_ends_nothing(refined):
         ({"unlearn": {}}, UsageError, "budget_epochs"),
         ({"forget": {"request": "random:30", "refine": "class"}}, UsageError, "no surrogates"),
         ({"search": {"algorithms": ["nothing"]}}, UsageError, "'nothing'"),
+        (
+            {"forget": {"request": "class:3", "refine": "none"}, "search": {"checks": 9}},
+            UsageError,
+            "14 are wanted, and there are 9",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_any_training(packed, tmp_path, sections, error, message):
@@ -273,6 +278,12 @@ def test_more_time_keeps_what_was_tried_and_a_used_plan_stays(refined):
     assert full["key"] != short["key"] and longer.searched()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert longer.chosen(plan) == chosen and chosen.steps != "auto"
+    best = full["finalists"][full["best"]]
+    assert longer.earlier_choices() == ([] if best["steps"] == chosen.steps else ["auto"])
+    old = {"steps": "all: retrain", "refine": None, "retain": None}
+    write_json(made.dir.plan("old") / "chosen.json", old)
+    assert longer.chosen(PlanConfig(name="old", steps="auto")).steps == "all: retrain"
+    assert "old" in longer.earlier_choices()
     again = made.chosen(PlanConfig(name="again", steps="auto"))
     assert again.steps == full["finalists"][full["best"]]["steps"]
 

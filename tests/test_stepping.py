@@ -10,7 +10,7 @@ from rumfast import TrainConfig
 from rumfast.algorithms import ALGORITHMS, SgdConfig
 from rumfast.errors import UsageError
 from rumfast.loaders import Batch
-from rumfast.stepping import WARM_UP, Stepper, map_tensors, signature, split, tensors
+from rumfast.stepping import WARM_UP, Stepper, Terms, map_tensors, signature, split, tensors
 from rumfast.training import Learner
 
 IN_PYTHON = ("none", "influence", "ssd")  # they take no SGD steps
@@ -153,6 +153,37 @@ def test_accumulated_gradients_are_the_whole_batch_s(parts, sizes):
     assert accumulated[3] == sizes and whole[3] == [11] and not whole[0].requires_grad
 
 
+@pytest.mark.parametrize("parts", [2, 3, 4, 40])
+@pytest.mark.parametrize("forgotten", [1, 5, 11])
+def test_accumulated_terms_are_those_of_whole_batches(parts, forgotten):
+    """A descent on 11 examples and an ascent on fewer: each is split by itself, however unequal they are."""
+    draw = torch.Generator().manual_seed(0)
+    image, label = torch.randn(11, 6, generator=draw), torch.arange(11) % 3
+    other, theirs = torch.randn(forgotten, 6, generator=draw), torch.arange(forgotten) % 3
+    found = []
+    for micro_batches in (1, parts):
+        model = nn.Linear(6, 3)
+        with torch.no_grad():
+            model.weight.copy_(torch.arange(18).view(3, 6) / 18)
+            model.bias.zero_()
+
+        def loss_of(term, model=model):
+            image, label, weight = term
+            return weight * cross_entropy(model(image), label), len(label)
+
+        step = Stepper(torch.optim.SGD(model.parameters(), lr=0.5), loss_of, micro_batches)
+        loss, examples = step(Terms(((image, label, 0.9), (other, theirs, -0.1))))
+        assert examples == 11 + forgotten
+        found.append((loss, model.weight.detach()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-7)
+    by_hand = nn.Linear(6, 3)
+    with torch.no_grad():
+        by_hand.weight.copy_(torch.arange(18).view(3, 6) / 18)
+        by_hand.bias.zero_()
+    (0.9 * cross_entropy(by_hand(image), label) - 0.1 * cross_entropy(by_hand(other), theirs)).backward()
+    torch.testing.assert_close(found[0][1], by_hand.weight.detach() - 0.5 * by_hand.weight.grad)
+
+
 def test_micro_batches_train_and_count_each_example_once(digits, tiny_config):
     learner = Learner(digits, tiny_config.model_copy(update={"micro_batches": 3, "epochs": 6}), "cpu")
     first, last = learner.fit(torch.arange(200), 0), learner.examples
@@ -212,6 +243,7 @@ def test_nesting_is_kept():
     halves = list(split(fed, 2))
     assert [half[0].id.tolist() for half in halves] == [[0, 1], [2, 3]]
     assert all(half[1][0] is fed[1][0] for half in halves)
+    assert isinstance(map_tensors(torch.clone, Terms((batch, batch))), Terms)
 
 
 def test_layout_is_part_of_the_signature():

@@ -7,12 +7,12 @@ from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from rumfast.algorithms.base import Algorithm, Epochs, SgdConfig
 from rumfast.config import Rate
 from rumfast.loaders import Batch
 from rumfast.runtime import derive_seed
+from rumfast.stepping import Terms
 from rumfast.training import Learner
 
 
@@ -48,18 +48,19 @@ def _neggrad_plus(
     optimizer = learner.optimizer(config.lr, config.momentum, config.weight_decay)
     ascent = _cycle(learner, forget, derive_seed("ascent", seed))
 
-    def loss_of(pair: tuple[Batch, Batch]) -> tuple[Tensor, int]:
-        batch, other = pair
-        descent = cross_entropy(learner.logits(batch.image), batch.label)
-        climb = cross_entropy(learner.logits(other.image), other.label)
-        return config.alpha * descent - (1 - config.alpha) * climb, len(batch.id) + len(other.id)
+    def loss_of(term: tuple[Batch, float]) -> tuple[Tensor, int]:
+        batch, weight = term
+        loss, examples = learner.cross_entropy(batch)
+        return weight * loss, examples
 
     pairs = zip(learner.batches(retain, config.epochs, seed), ascent, strict=False)  # the second has no end
-    learner.descend(pairs, optimizer, loss_of)
+    steps = (Terms(((batch, config.alpha), (other, config.alpha - 1))) for batch, other in pairs)
+    learner.descend(steps, optimizer, loss_of)
 
 
 def _cycle(learner: Learner, ids: Tensor, seed: int) -> Iterator[Batch]:
-    return chain.from_iterable(learner.loader.epoch(ids, epoch, seed=seed) for epoch in count())
+    here = ids.cpu()  # once: a forget set may fit in one batch, and each epoch would wait for the device
+    return chain.from_iterable(learner.loader.epoch(here, epoch, seed=seed) for epoch in count())
 
 
 def _cost(forget: int, retain: int, batch: int, config: NegGradPlusConfig) -> tuple[float, int]:

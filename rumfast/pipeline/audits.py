@@ -1,13 +1,13 @@
 """Audits: populations of originals, unlearned models and oracles, and what every metric says of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from rumfast.config import Positive, Recipe, Strict
+from rumfast.config import PlanConfig, Positive, Recipe, Strict
 from rumfast.errors import UsageError
 from rumfast.evaluation import METRICS
 from rumfast.evaluation.audit import LEVEL, Auditor
@@ -16,6 +16,7 @@ from rumfast.pipeline import assess, audit_parts
 from rumfast.pipeline.audit_parts import Audited
 from rumfast.pipeline.probing import FRESH, measure_probes
 from rumfast.pipeline.stages import STAGES, Run
+from rumfast.plans import same_steps
 from rumfast.reporting.audit import write_audit
 from rumfast.runtime import environment
 from rumfast.store import write_json
@@ -24,7 +25,7 @@ from rumfast.sweeps import Engine, LocalEngine, Population
 HELD_OUT, NONE, CONSTANT, ORACLE = "held-out oracles", "none", "constant", "oracle"
 RESERVED = {NONE, CONSTANT, ORACLE, "original", FRESH}
 FRESH_MODELS = 8  # untrained, whose relearning is the other end of the originals'
-BEFORE = ("pack", "train", "sweep", "score", "refine", "oracles", "unlearn")
+BEFORE = ("train", "sweep", "score", "refine", "oracles")
 
 
 class AuditConfig(Strict):
@@ -52,7 +53,7 @@ def audit(
     """Train populations, and hold originals and every plan's models against oracles by every metric.
 
     Trains ``population`` originals, twice as many oracles, of which half are held out, and runs every plan
-    from each original; does only what ``out`` lacks.
+    from each original; does only what ``out`` lacks. A plan that diverges from any original is left out.
 
     Returns:
         What is written to ``out/audit/audit.json``, see ``rumfast/schemas/audit-1.json``.
@@ -62,31 +63,38 @@ def audit(
         RumfastError: see ``rumfast.errors``; finished work is kept.
     """
     settings = config or AuditConfig()
-    if taken := {plan.name for plan in recipe.plans if plan.steps != NONE} & RESERVED:
+    if taken := {plan.name for plan in recipe.plans if not _does_nothing(plan)} & RESERVED:
         raise UsageError(f"plans: {min(taken)} is what an audit calls models of its own; rename the plan")
     numbers = {"seeds": settings.population, "oracles": 2 * settings.population}
     changed = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=numbers)})
     with LocalEngine(workers, device) if engine is None else engine as entered:
+        Run(recipe, out, entered, device).pack()  # the folder keeps the recipe as it is
         run = Run(changed, out, entered, device)
         for name in BEFORE:
             STAGES[name](run)
-        record = _Audit(run, settings).record()
+        plans, diverged = run.unlearn_convergent()
+        record = _Audit(run, plans, settings).record()
+    if diverged:
+        record["diverged"] = diverged
     write_json(run.dir.root / "audit" / "audit.json", record)
     write_audit(run.dir.root / "audit" / "index.html", record)
     return record
 
 
+def _does_nothing(plan: PlanConfig) -> bool:
+    return same_steps(plan, PlanConfig(name=NONE, steps=NONE))
+
+
 class _Audit:
     """One run's populations."""
 
-    def __init__(self, run: Run, config: AuditConfig) -> None:
+    def __init__(self, run: Run, plans: Sequence[PlanConfig], config: AuditConfig) -> None:
         self.run = run
         self.config = config
         # Doing nothing gives the originals, which are audited anyway.
-        plans = [run.chosen(plan) for plan in run.recipe.plans if plan.steps != NONE]
         self.populations: dict[str, Population] = {
             NONE: run.originals,
-            **{plan.name: run.plan_population(plan) for plan in plans},
+            **{plan.name: run.plan_population(plan) for plan in plans if not _does_nothing(plan)},
         }
 
     def record(self) -> dict[str, Any]:

@@ -243,11 +243,18 @@ class Context:
             return plan
         path = self.dir.plan(plan.name) / "chosen.json"
         if not path.exists():
-            found = read_json(self.dir.search / "result.json")
-            best = found["finalists"][found["best"]]
-            write_json(path, {key: best[key] for key in ("steps", "refine", "retain")}, replace=False)
-        chosen = read_json(path)
-        return plan.model_copy(update={key: chosen[key] for key in ("steps", "refine", "retain")})
+            write_json(path, self._best(), replace=False)
+        return plan.model_copy(update=read_json(path))
+
+    def _best(self) -> dict[str, Any]:
+        found = read_json(self.dir.search / "result.json")
+        best = found["finalists"][found["best"]]
+        return {key: best[key] for key in ("steps", "refine", "retain")}
+
+    def earlier_choices(self) -> list[str]:
+        """Plans that keep what an earlier search chose, which is not what the last one did."""
+        used = self.dir.root.glob("unlearned/*/chosen.json")
+        return sorted(path.parent.name for path in used if read_json(path) != self._best())
 
     def plan_population(self, plan: PlanConfig) -> Population:
         """The folder of the models that ``plan`` unlearned."""

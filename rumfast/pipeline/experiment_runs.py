@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rumfast.algorithms import ALGORITHMS
 from rumfast.config import AUTO, ForgetConfig, PlanConfig, Positive, Recipe, Strict, dump_recipe
-from rumfast.errors import DivergedError, UsageError
+from rumfast.errors import UsageError
 from rumfast.pipeline.request import needs_of, rehearse
 from rumfast.pipeline.scoring import train_proxies
 from rumfast.pipeline.search import search_plans
@@ -187,14 +187,8 @@ class Experiment:
 
     def _unlearn(self, run: Run) -> tuple[Run, list[str]]:
         """Run every plan; one that diverges is left out, and named, instead of ending the experiment."""
-        try:
-            run.unlearn()
-            return run, []
-        except DivergedError:
-            seeds = range(run.recipe.evaluate.seeds)
-            done = [p for p in run.recipe.plans if len(run.plan_population(p).done(seeds)) == len(seeds)]
-            diverged = [plan.name for plan in run.recipe.plans if plan not in done]
-            return self.run(run.recipe.forget, run.dir.root, done), diverged
+        done, diverged = run.unlearn_convergent()
+        return (self.run(run.recipe.forget, run.dir.root, done) if diverged else run), diverged
 
     def finish(self, record: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Add what all records have, store it, and write the page of all experiments in the folder."""

@@ -1,7 +1,7 @@
 """What a recipe asks for: its forget set, the groups, and the budget of its plans."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from rumfast.errors import DataError, UsageError
 from rumfast.plans import bind, parse_plan, spread_budget
 from rumfast.refinement import Group, refine, refine_at_random, refine_by_class
 from rumfast.scores import SCORES
+from rumfast.surrogates import other_classes
 from rumfast.sweeps import Population, PopulationSpec
 from rumfast.sweeps.spec import RequestSpec
 
@@ -107,7 +108,7 @@ def _of_old_records(spec: PopulationSpec) -> list[RequestSpec]:
     ]
 
 
-def _require_searchable(recipe: Recipe, split: Split) -> None:
+def _require_searchable(recipe: Recipe, split: Split, classes: Sequence[np.ndarray]) -> None:
     if recipe.unlearn.budget_epochs is None:
         raise UsageError("unlearn.budget_epochs: plan search compares plans at one budget; give one")
     if recipe.forget.refine == "class":
@@ -116,6 +117,13 @@ def _require_searchable(recipe: Recipe, split: Split) -> None:
         raise DataError(
             f"plan search: {len(split.forget)} examples to forget and {len(split.retain)} others, expected "
             "at least as many others to draw surrogates from"
+        )
+    search = recipe.search
+    wanted = search.surrogates + search.finals + search.checks
+    if 0 < len(classes) < wanted:
+        raise UsageError(
+            f"search.surrogates, finals and checks: a class is imitated by others, of which {wanted} are "
+            f"wanted, and there are {len(classes)}"
         )
 
 
@@ -136,7 +144,9 @@ def rehearse(recipe: Recipe, data: Dataset, excluded: tuple[int, ...]) -> tuple[
     budget = budget_of(recipe, split)
     for plan in recipe.plans:
         if plan.steps == AUTO:
-            _require_searchable(recipe, split)
+            pool = np.union1d(split.forget, split.retain)
+            others = [] if made_up else other_classes(split.forget, data.train.label_N, pool)
+            _require_searchable(recipe, split, others)
             continue
         steps = parse_plan(plan.steps)
         if made_up and (plan.refine or recipe.forget.refine) == "class":
@@ -145,7 +155,7 @@ def rehearse(recipe: Recipe, data: Dataset, excluded: tuple[int, ...]) -> tuple[
         if budget is not None:
             mode = plan.retain or recipe.unlearn.retain
             spread_budget(bound, split.retain, mode, budget, recipe.train)
-    pool = len(split.retain) + len(split.forget)
-    if int(recipe.sweep.include * pool) < 1:
-        raise DataError(f"sweep.include: {recipe.sweep.include} of {pool} training examples leaves none")
+    left = len(split.retain) + len(split.forget)
+    if int(recipe.sweep.include * left) < 1:
+        raise DataError(f"sweep.include: {recipe.sweep.include} of {left} training examples leaves none")
     return regroup(recipe, data, split, lambda _: score_N)

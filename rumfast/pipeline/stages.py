@@ -1,12 +1,13 @@
 """One run: pack → train → sweep → score → refine → oracles → unlearn → evaluate → report."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rumfast.config import AUTO, Recipe, load_recipe
+from rumfast.config import AUTO, PlanConfig, Recipe, load_recipe
 from rumfast.data import ids_digest
 from rumfast.errors import DivergedError, PartialError, StorageError, UsageError
 from rumfast.pipeline import assess, scoring
@@ -194,6 +195,14 @@ class Run(Context):
                 "give them a lower lr and another name"
             )
         return {"plans": {plan.name: str(self.dir.plan(plan.name)) for plan in self.recipe.plans}}
+
+    def unlearn_convergent(self) -> tuple[list[PlanConfig], list[str]]:
+        """Run every plan; the plans that are done, and the names of those that diverged."""
+        with suppress(DivergedError):
+            self.unlearn()
+        seeds, plans = range(self.recipe.evaluate.seeds), self.recipe.plans
+        done = [plan for plan in plans if len(self.plan_population(plan).done(seeds)) == len(seeds)]
+        return done, [plan.name for plan in plans if plan not in done]
 
     def evaluate(self) -> dict[str, Any]:
         """Score every model against the oracles; writes the summary, and timings apart from it.

@@ -81,7 +81,7 @@ class Trials:
         classes = other_classes(forget, run.data.train.label_N, pool)
         if classes:
             order = np.random.default_rng(seeds[0]).permutation(len(classes))
-            sets = [classes[order[number % len(order)]] for number in range(wanted)]
+            sets = [classes[number] for number in order[:wanted]]
         else:
             score_NK = np.stack(list(run.profile().values()), axis=1)
             sets = [draw_surrogate(forget, score_NK, pool, seed) for seed in seeds]

@@ -36,6 +36,7 @@ DIRECTIONS = {
     "lower": "lower is better",
     "oracle": "the retrained models' value is the goal",
 }
+SETTLED = 64  # models of each kind, at which bands hold the stated share of retrained populations (bench/LOG)
 KINDS = {"oracle": "retrained models", "original": "nothing unlearned", "plan": "", "control": "control"}
 _SAID = {
     "oracle": {
@@ -176,6 +177,13 @@ def cautions(record: Record) -> list[str]:
             f"{', '.join(metric_label(record, metric) for metric in blind)}: no power on this forget set. "
             "Even the original models, which were trained on it, are not found outside, so that lying inside "
             "says nothing about forgetting."
+        )
+    if diverged := record.get("diverged"):
+        notes.append(f"Left out, since they diverged from some original: {', '.join(diverged)}.")
+    if record["population"] < SETTLED:
+        notes.append(
+            f"Null bands of {record['population']} oracles are too narrow: more retrained populations than "
+            f"the stated {record['level']:.0%} have a value beyond some band. It takes {SETTLED}."
         )
     alarms = record["false_alarms"]
     if alarms["rate"] > record["level"]:

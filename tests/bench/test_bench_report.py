@@ -82,6 +82,12 @@ def test_compare_allows_for_the_spread_of_the_earlier_rounds():
     assert len(compare(record(with_ratios(loop=2.23)), before)) == 1
 
 
+def test_compare_misses_a_peer_that_a_case_has_lost():
+    before = record(with_ratios(loop=4.0, eager=2.0), with_ratios("mean", loop=1.0))
+    (message,) = compare(record(with_ratios(loop=4.0)), before).values()
+    assert message == "sum [4] float32 against eager: not measured now, 2× before"
+
+
 def test_compare_leaves_out_other_ways_of_ours():
     one = {"rumfast StreamingLoader": 4.0, "loop": 2.0}
     assert (

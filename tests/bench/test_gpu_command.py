@@ -93,9 +93,16 @@ def test_a_part_that_fails_stops_no_other(stubbed):
 
 def test_a_part_ends_at_its_limit(stubbed):
     checkout, environment = stubbed
+    results = checkout / "bench" / "results" / "nvidia-h100-80gb-hbm3"
+    results.mkdir(parents=True)
+    (results / "train.md").write_text("an earlier table")
     done = gpu(checkout, "train", "unlearn", LIMIT="1", TRAIN_SECONDS="60", **environment)
     assert done.returncode == 1 and "failed: train (exit status 124)" in done.stderr
     assert "unlearn took" in done.stdout and "failed: unlearn" not in done.stderr
+    assert {path.name: path.read_text() for path in results.iterdir()} == {
+        "train.md": "an earlier table",
+        "unlearn.md": "| a table |\n",
+    }
 
 
 def test_without_a_gpu_or_with_an_unknown_part_nothing_runs(stubbed):
