@@ -12,8 +12,12 @@ SYSTEM := g++ pkg-config libopencv-dev libturbojpeg0-dev
 demo: $(VENV)/ready
 	$(BIN)/rumfast demo --out runs/demo
 
+# Two at a time; then those that kill, starve or start clusters, and watch the clock.
+ALONE := faults or ray or slurm
+
 test: $(VENV)/ready lint | daemons
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --benchmark-disable -m "not ($(ALONE))"
+	$(BIN)/pytest -m "$(ALONE)"
 	$(MAKE) speed
 
 # Ratios to peers against those recorded on the same kind of machine; one that fell by a fifth, three times, fails.

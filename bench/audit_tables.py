@@ -85,6 +85,21 @@ def audit_ranking(record: Record) -> str:
     return _page([*lines, "", f"{note} {_setting(record)}"])
 
 
+def audit_speed(record: Record) -> str:
+    """What auditing whole populations takes, from logits to verdicts."""
+    rows = [
+        ("logits to attacks, margins and accuracies, s", f"{record['collect_s']:.1f}"),
+        ("null bands, intervals and verdicts, s", f"{record['audit_s']:.1f}"),
+        ("memory added at the peak, MB", f"{record['peak_mb']:.0f}"),
+    ]
+    lines = ["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)]
+    examples = record["forget"] + record["retain"] + record["test"]
+    scene = (
+        f"{record['metrics']} audits of 3 × {record['models']} models, {examples:,} examples, made-up logits"
+    )
+    return _page([*lines, "", f"{scene}; {taken(record)}"])
+
+
 def _tau(tau: Any) -> str:
     interval = estimate(tau).interval
     text = tau_text(tau) if agreement(tau) == "undecided" else f"**{tau_text(tau)}**"

@@ -166,6 +166,7 @@ TABLES: dict[tuple[str, str | None], Callable[[Mapping[str, Any]], str]] = {
     ("audit", "all"): audit_tables.audit_all,
     ("audit", "metrics"): audit_tables.audit_metrics,
     ("audit", "ranking"): audit_tables.audit_ranking,
+    ("audits", None): audit_tables.audit_speed,
     ("builds", None): builds_table,
     ("difficulty", None): experiment_tables.difficulty_table("tow"),
     ("difficulty", "mia"): experiment_tables.difficulty_table("tow_mia"),

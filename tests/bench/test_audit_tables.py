@@ -8,6 +8,7 @@ from rumfast.bench.audit_tables import (
     audit_matrix,
     audit_metrics,
     audit_ranking,
+    audit_speed,
 )
 from rumfast.bench.readme import TABLES, render
 from rumfast.store import write_text
@@ -50,6 +51,16 @@ def test_metrics_are_defined(audit_record):
     text = audit_metrics(audit_record)
     assert "| ToW | product of 1 − \\|difference\\| | higher | a paper |" in text
     assert "| forget accuracy | what forget accuracy is | as oracles | a paper |" in text
+
+
+def test_speed_is_of_all_populations():
+    environment = {"gpu": None, "cpu": "a CPU", "torch": "2.11", "rumfast": "1", "commit": "abc"}
+    sizes = {"forget": 1000, "retain": 7000, "test": 2000, "models": 64, "metrics": 25}
+    text = audit_speed(
+        {"environment": environment, "collect_s": 24.71, "audit_s": 9.0, "peak_mb": 370.4} | sizes
+    )
+    assert rows(text)["null bands, intervals and verdicts, s"] == ["9.0"]
+    assert "25 audits of 3 × 64 models, 10,000 examples, made-up logits; a CPU, torch 2.11" in text
 
 
 def test_alarms_and_power(audit_record):
