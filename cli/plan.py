@@ -39,7 +39,7 @@ def plan(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Start no further rung or generation after so many minutes."),
+        typer.Option(min=0.1, help="Then settle for the best that was tried so far."),
     ] = None,
     json_output: Json = False,
 ) -> None:

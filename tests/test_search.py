@@ -190,9 +190,12 @@ def test_out_of_time_it_chooses_by_what_it_knows(refined):
     made = refined("late", search=SMALL | {"minutes": 1e-6})
     result = search_plans(made, FAMILIES)
     tried = done(trials_of(made)["families"])
+    first = [0, 1, 6]  # of each family
+    assert sorted(tried) == first and [family["tried"] for family in result["families"].values()] == [1] * 3
     assert all(len([pair for pair in pairs if pair % 4 < 2]) == 2 for pairs in tried.values())
-    assert "mixed" not in result["families"]
+    assert "mixed" not in result["families"] and list(result["finalists"]) == [result["best"]]
     assert len(result["finalists"][result["best"]]["expected"]["tow"]["values"]) == 1
+    assert not any(pair % 4 == 2 for pairs in tried.values() for pair in pairs)  # nothing to decide between
     assert search_plans(made, FAMILIES) == result
 
 

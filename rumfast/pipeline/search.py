@@ -55,7 +55,8 @@ def search_plans(run: Context, families: Mapping[str, Sequence[Candidate]]) -> d
         ``finalists``, meet on further surrogates; ``best`` is worth most on all pairs that choices
         depend on. Finalists also have what they came to on surrogates that no choice depends on
         (``expected``), which share ``overlap`` of their examples with the others. All intervals are 95 %
-        t-intervals over surrogates.
+        t-intervals over surrogates. Out of time, what has not been tried falls away, and the best so far
+        is the only finalist.
 
     Raises:
         UsageError: the recipe has no budget, or no candidate fits groups and budget.
@@ -71,9 +72,11 @@ def search_plans(run: Context, families: Mapping[str, Sequence[Candidate]]) -> d
     mixed = _mixed(trials, Variation(names, seeds, run.recipe.unlearn.retain, settings.seed))
     if mixed:
         winners["mixed"] = mixed[0]
-    finalists = _finalists([*winners.items(), *(("mixed", other) for other in mixed[1:])])
-    _run(finalists.values(), trials.deciding)
-    _run(finalists.values(), trials.checking)
+    late = trials.exhausted()
+    finalists = _finalists(
+        [*winners.items(), *(("mixed", other) for other in mixed[1:])], 1 if late else FINALISTS
+    )
+    _run(finalists.values(), trials.checking if late else [*trials.deciding, *trials.checking])
     result = {
         "schema": "rumfast/search/1",
         "key": trials.key,
@@ -117,14 +120,14 @@ def _run(winners: Iterable[Winner], pairs: Sequence[int]) -> None:
         table.run([winner.number for winner in chosen if winner.table is table], pairs)
 
 
-def _finalists(winners: Sequence[tuple[str, Winner]]) -> dict[str, Winner]:
-    """The best of all by name; further ones of a family are numbered.
+def _finalists(winners: Sequence[tuple[str, Winner]], most: int) -> dict[str, Winner]:
+    """The best of all by name, at most so many; further ones of a family are numbered.
 
     Families that refine in a way of their own are controls, such as random groups.
     """
     found: dict[str, Winner] = {}
     eligible = [pair for pair in winners if pair[1].candidate.refine is None] or winners
-    for name, winner in sorted(eligible, key=lambda pair: pair[1].rank, reverse=True)[:FINALISTS]:
+    for name, winner in sorted(eligible, key=lambda pair: pair[1].rank, reverse=True)[:most]:
         count = sum(other.partition(" ")[0] == name for other in found)
         found[f"{name} {count + 1}" if count else name] = winner
     return found
@@ -144,7 +147,7 @@ def _mixed(trials: Trials, variation: Variation) -> list[Winner]:
             break
         table = trials.table(f"mixed-{generation}", children)
         order = table.halve({"mixed": range(len(children))})["mixed"]
-        tried += len(children)
+        tried += len(order)
         most = table.rank(order[0])[0]
         found += [Winner(table, number, 0) for number in order if table.rank(number)[0] == most]
         found.sort(key=lambda winner: winner.rank, reverse=True)

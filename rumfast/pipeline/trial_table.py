@@ -54,7 +54,7 @@ class Table:
         stored = self._population.trial(index)["scores"]
         if stored is None:
             return FAILED
-        oracles = self.trials.oracles[pair % len(self.trials.surrogates)]
+        oracles = self.trials.oracles(pair % len(self.trials.surrogates))
         scores = ModelScores(**stored)
         return Trial(*(compare(metric, scores, oracles) for metric in Trial._fields))
 
@@ -87,10 +87,10 @@ class Table:
         """Successive halving within each family (Jamieson & Talwalkar 2016); its candidates, best first.
 
         All start with two pairs; a third of them goes on to two more, and so on. Those that were tried on
-        more pairs come first. Out of time, the rungs that are left fall away.
+        more pairs come first. Out of time, what has not been tried falls away, and so do the rungs left.
         """
         trials = self.trials
-        ranked = {name: list(numbers) for name, numbers in families.items()}
+        ranked = self._started(families)
         alive, pairs = {name: len(numbers) for name, numbers in ranked.items()}, RUNG
         while True:
             tried = trials.choosing[:pairs]
@@ -102,6 +102,17 @@ class Table:
                 return ranked
             alive = {name: math.ceil(size / KEEP) for name, size in alive.items()}
             pairs += RUNG
+
+    def _started(self, families: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """The candidates there is time for, tried on two pairs each: one of every family after another."""
+        trials = self.trials
+        started = {name: list(numbers) for name, numbers in families.items()}
+        for count in range(1, 1 + max(map(len, started.values())) if trials.config.minutes else 0):
+            turn = [numbers[count - 1] for numbers in families.values() if len(numbers) >= count]
+            self.run(turn, trials.choosing[:RUNG])
+            if trials.exhausted():
+                return {name: list(numbers[:count]) for name, numbers in families.items()}
+        return started
 
     def describe(self, number: int) -> dict[str, Any]:
         """A candidate with what it came to where it was chosen, and what to expect of it elsewhere."""

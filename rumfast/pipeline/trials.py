@@ -48,6 +48,7 @@ class Trials:
             raise UsageError("unlearn.budget_epochs: plan search compares plans at one budget; give one")
         self._families = families
         self._populations: list[Population] = []
+        self._oracles: dict[int, list[ModelScores]] = {}
 
     @cached_property
     def key(self) -> str:
@@ -116,21 +117,17 @@ class Trials:
             )
         return tuple(Group(name, group.ids) for name, group in zip(names, found, strict=True))
 
-    @cached_property
-    def oracles(self) -> list[list[ModelScores]]:
-        """Scores of each surrogate's oracles."""
-        run, members = self.run, range(self.config.oracles)
-        scores = []
-        for number, surrogate in enumerate(self.surrogates):
+    def oracles(self, number: int) -> list[ModelScores]:
+        """Scores of a surrogate's oracles, which are trained when they are first asked for."""
+        if number not in self._oracles:
+            run, members, surrogate = self.run, range(self.config.oracles), self.surrogates[number]
             population = self._population(f"oracles-{number}", "oracle", forget=surrogate.forget.tolist())
             train_members(run.engine, population, members, f"oracles of surrogate {number}")
             seen = Split(surrogate.forget, np.setdiff1d(surrogate.retain, run.split.forget))
-            scores.append(
-                assess.score_population(
-                    population, len(members), run.data, seen, run.recipe.evaluate.mia_examples
-                )
+            self._oracles[number] = assess.score_population(
+                population, len(members), run.data, seen, run.recipe.evaluate.mia_examples
             )
-        return scores
+        return self._oracles[number]
 
     def feasible(self, candidate: Candidate) -> bool:
         """Does the plan fit the groups and the budget?"""
