@@ -387,3 +387,15 @@ def test_mistakes_are_found_before_anything_runs(digits, calls, original):
         with pytest.raises(UsageError, match=message):
             rum(original, digits, split, GROUPS, plan, device="cpu", **options)
     assert calls == []
+
+
+def test_a_step_without_memory_says_which_and_what_to_do(digits, original, monkeypatch):
+    def run(learner, forget, retain, config, seed):
+        raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+    monkeypatch.setitem(ALGORITHMS, "finetune", Algorithm(SgdConfig, run, lambda *_: (0, 0), "a test"))
+    split = Split.from_ids([0, 1, 2, 4, 5, 9], 300)
+    with pytest.raises(
+        UsageError, match="all: finetune: does not fit into cpu's memory.*80 GiB.*micro_batches"
+    ):
+        rum(original, digits, split, GROUPS, "finetune", device="cpu")

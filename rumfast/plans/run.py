@@ -156,6 +156,10 @@ def run_plan(
         mode: ``remaining`` lets step k train on the groups still to come, ``final`` on R alone.
         done: records of the steps that the model has behind it already; they are not run again.
         after_step: called with the records so far after each step but the last.
+
+    Raises:
+        DivergedError: a step's loss is not finite.
+        UsageError: a step does not fit into the device's memory.
     """
     records = list(done)
     for index in range(len(done), len(bound)):
@@ -165,7 +169,13 @@ def run_plan(
         started, before = time.perf_counter(), learner.examples
         forget_F, kept_R = (torch.as_tensor(ids, device=learner.device) for ids in (group.ids, kept))
         run = ALGORITHMS[step.algorithm].run
-        note = run(learner, forget_F, kept_R, step.config, derive_seed("step", seed, index))
+        try:
+            note = run(learner, forget_F, kept_R, step.config, derive_seed("step", seed, index))
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"{step}: does not fit into {learner.device}'s memory ({error}); raise micro_batches, or "
+                "take another algorithm"
+            ) from None
         taken, wall_s = learner.examples - before, time.perf_counter() - started
         records.append(StepRecord(str(step), asked, taken, wall_s, note and f"{step.group}: {note}"))
         if after_step is not None and index + 1 < len(bound):
