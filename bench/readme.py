@@ -2,9 +2,9 @@
 
 A block ``<!-- record: FILE -->`` … ``<!-- end -->`` is replaced by the table of ``bench/results/FILE``, and
 ``<!-- record: FILE PART -->`` by one of its parts: ``kernels`` or ``others`` (suites), ``shortlist`` (of
-those), ``epochs`` (of training, by phase), ``sweep`` (of a run), ``imagenet`` (worked out from reductions),
-``mia``, ``differences`` and ``findings`` (of experiments), ``all``, ``metrics``, ``alarms`` and ``ranking``
-(of an audit).
+those, without our own), ``epochs`` (of training, by phase), ``sweep`` (of a run), ``imagenet`` (worked out
+from reductions), ``mia``, ``differences`` and ``findings`` (of experiments), ``all``, ``metrics``,
+``alarms`` and ``ranking`` (of an audit).
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 from rumfast.bench import audit_tables, experiment_tables, score_tables, sweep_tables
 from rumfast.bench.accuracy import accuracy_table
 from rumfast.bench.machine import taken
-from rumfast.bench.report import epochs_table
+from rumfast.bench.report import OWN, epochs_table
 from rumfast.errors import MismatchError
 from rumfast.evaluation import t_interval
 from rumfast.store import read_json, write_text
@@ -67,7 +67,8 @@ def throughput_table(record: Mapping[str, Any], part: str | None = None) -> str:
     for case in record["cases"]:
         chosen = {"others": case["suite"] != "kernels", "shortlist": case["name"] in SHORTLIST}
         if part is None or chosen[part]:
-            rows += [f"| {case['name']} | {peer} | {_ratio(case, peer)} |" for peer in case["ratio"]]
+            peers = [peer for peer in case["ratio"] if part != "shortlist" or not peer.startswith(OWN)]
+            rows += [f"| {case['name']} | {peer} | {_ratio(case, peer)} |" for peer in peers]
     return "\n".join([*rows, "", _machine(record)]) + "\n"
 
 
