@@ -61,7 +61,6 @@ records: $(VENV)/ready data/cifar10/dataset.json
 	$(BIN)/python -m rumfast.bench.accuracy --data data/cifar10 --seeds 5 --save $(RESULTS)/accuracy.json
 	$(BIN)/rumfast bench all --save $(RESULTS)/bench.json
 	$(BIN)/rumfast bench all --quick --save $(RESULTS)/quick.json
-	$(BIN)/rumfast bench sweep --save $(RESULTS)/sweep.json
 	$(BIN)/python -m rumfast.bench.builds --save bench/results/builds.json
 	$(BIN)/python -m rumfast.bench.engines $(ENGINES) --save $(RESULTS)/engines.json
 	$(BIN)/python -m rumfast.bench.reduce --save $(RESULTS)/reduce.json
