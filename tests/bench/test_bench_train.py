@@ -176,7 +176,9 @@ def record():
     return {
         "schema": SCHEMA, "date": "2030-01-01", "commit": "abc", "quick": True, "threads": 2,
         "cases": [one | {"name": "sum", "notes": {}}, one],
-        "environment": {"gpu": None, "cpu": "a CPU, 2 cores", "torch": "2.11"},
+        "environment": {
+            "gpu": None, "cpu": "a CPU, 2 cores", "torch": "2.11", "rumfast": "1", "commit": "abc",
+        },
         "roofline": {"copy_gb_s": 12.0, "matmul_gflop_s": {"float32": 50.0}},
     }  # fmt: skip
 
