@@ -26,6 +26,8 @@ OPTIONAL = {
     "source",
     "kind",
     "membership",
+    "micro_batches",
+    "cuda_graphs",
 }
 OPTIONAL |= {"mean", "worst_standard_error", "split_half"}  # the last three of a sweep
 
