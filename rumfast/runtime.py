@@ -6,10 +6,11 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -75,6 +76,21 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Multiply float32 in float32 on CUDA within the block.
+
+    Elsewhere torch lets cuDNN round the operands of float32 convolutions to TF32, which keeps 10 of 23 bits:
+    a relative error of 5e-4 a product, in which small differences of gradients are lost.
+    """
+    with ExitStack() as stack:
+        backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+        for backend in backends:
+            stack.callback(setattr, backend, "allow_tf32", backend.allow_tf32)
+            backend.allow_tf32 = False
+        yield
 
 
 def derive_seed(*keys: str | int) -> int:
