@@ -71,18 +71,18 @@ def predict(model: Classifier, data: Dataset) -> Predictions:
 
 def logits_of(model: Classifier, data: Dataset, examples: Examples) -> np.ndarray:
     """Logits [N, C] of ``examples``, normalised as ``data``'s training set is."""
-    return _map(model, model.forward, data, examples)
+    return _map(model, lambda image: model.forward(image).cpu(), data, examples).numpy()
 
 
-def embeddings_of(model: Classifier, data: Dataset, examples: Examples) -> np.ndarray:
-    """Penultimate embeddings [N, D] of ``examples``."""
+def embeddings_of(model: Classifier, data: Dataset, examples: Examples) -> Tensor:
+    """Penultimate embeddings [N, D] of ``examples``, float32, on the model's device."""
     return _map(model, model.embed, data, examples)
 
 
 @torch.no_grad()
 def _map(
     model: Classifier, function: Callable[[Tensor], Tensor], data: Dataset, examples: Examples
-) -> np.ndarray:
+) -> Tensor:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -91,7 +91,7 @@ def _map(
 
     def compute(start: int, stop: int) -> Tensor:
         image = torch.from_numpy(examples.image_NHWC[start:stop]).to(device)
-        return function(normalise(image, data.mean, data.std)).float().cpu()
+        return function(normalise(image, data.mean, data.std)).float()
 
     while True:
         try:
@@ -105,4 +105,4 @@ def _map(
                 ) from None
             size //= 2
     model.train(was_training)
-    return torch.cat(parts).numpy()
+    return torch.cat(parts)
