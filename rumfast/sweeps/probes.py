@@ -49,6 +49,6 @@ def _entanglement(model: Classifier, data: Dataset, retain: np.ndarray, forget: 
     """ES in the model's own embedding space; None where it is infinite, which JSON has no word for."""
     with cpu_threads(1):  # sums then do not depend on the number of cores
         embedding_ND = embeddings_of(model, data, data.train)
-        sets = (torch.as_tensor(ids, device=embedding_ND.device) for ids in (retain, forget))
-        score = entanglement_score(*(embedding_ND[ids] for ids in sets))
+        retain_R, forget_F = (torch.as_tensor(ids, device=embedding_ND.device) for ids in (retain, forget))
+        score = entanglement_score(embedding_ND[retain_R], embedding_ND[forget_F])
     return score if math.isfinite(score) else None

@@ -131,11 +131,10 @@ def test_the_daemon_ends_with_a_process_that_is_killed(stage):
 
 
 @pytest.mark.parametrize(
-    "workers, device, mode",
-    [(2, "cuda", "auto"), (1, "cuda:0", "auto"), (4, "cuda", "off"), (2, "cpu", "auto")],
+    "workers, device, wanted", [(2, "cuda", True), (1, "cuda:0", True), (4, "cuda", False), (2, "cpu", True)]
 )
-def test_no_daemon_starts_without_sharing_or_where_it_is_off(stage, population, workers, device, mode):
-    with LocalEngine(workers, device, mps=mode) as engine:
+def test_no_daemon_starts_without_sharing_or_where_it_is_off(stage, population, workers, device, wanted):
+    with LocalEngine(workers, device, mps=wanted) as engine:
         engine.run(population, range(4))
     assert {name.split()[0] for name in stage.names()} == {"worker"} and len(stage.names()) == workers
     assert all(call[1].strip() == "" for call in stage.calls())
@@ -206,7 +205,7 @@ def test_workers_share_the_cores_unless_the_user_says_how(stage, population, mon
     assert threads(6, "cuda") == both("2") and threads(40, "cuda") == both("1")
     assert threads(1, "cuda") == both(None)  # all cores
     assert threads(3, "cpu") == {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": None}
-    with LocalEngine(4, "cuda", mps="off") as engine:
+    with LocalEngine(4, "cuda", mps=False) as engine:
         engine.run(population, [0])
     assert [call[3] for call in stage.calls()] == ["4"]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

@@ -47,7 +47,7 @@ def _local(options: dict[str, str], workers: int | None, device: str) -> Engine:
     if mps not in ("auto", "off"):
         raise UsageError(f"--engine: mps got {mps!r}, expected auto or off")
     _refuse(options, "local", "workers, mps")
-    return LocalEngine(workers, device, mps=mps)
+    return LocalEngine(workers, device, mps=mps == "auto")
 
 
 def _ray(options: dict[str, str], workers: int | None, device: str) -> Engine:

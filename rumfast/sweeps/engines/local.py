@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -105,12 +105,10 @@ class LocalEngine:
 
     Args:
         workers: processes; None takes one per core or GPU.
-        mps: ``auto`` starts the daemon where workers share a GPU and the user runs none.
+        mps: start the daemon where workers share a GPU and the user runs none.
     """
 
-    def __init__(
-        self, workers: int | None = None, device: str = "auto", *, mps: Literal["auto", "off"] = "auto"
-    ) -> None:
+    def __init__(self, workers: int | None = None, device: str = "auto", *, mps: bool = True) -> None:
         if workers is not None and workers < 1:
             raise UsageError(f"workers: got {workers}, expected at least 1")
         where = pick_device(device)
@@ -124,7 +122,7 @@ class LocalEngine:
             Slot(devices[index % len(devices)], **_threads(where, count)) for index in range(count)
         ]
         self._images = SharedImages() if where.type == "cpu" and count > 1 else None
-        self._wants_mps = mps == "auto" and where.type == "cuda" and count > len(devices)
+        self._wants_mps = mps and where.type == "cuda" and count > len(devices)
         self._mps: MpsDaemon | None = None
 
     @property
