@@ -87,28 +87,11 @@ class MpsDaemon:
             raise
 
     def _start(self) -> None:
-        self._call([CONTROL, "-d"], self._environment)
-        self._call([sys.executable, "-S", "-c", CLIENT], os.environ | self.variables)
-        servers = self._call([CONTROL], self._environment, "get_server_list\n")
+        _answer([CONTROL, "-d"], self._environment)
+        _answer([sys.executable, "-S", "-c", CLIENT], os.environ | self.variables)
+        servers = _answer([CONTROL], self._environment, "get_server_list\n")
         if not any(word.isdigit() for word in servers.split()):
             raise MpsUnavailable(f"it serves no process: {' '.join(servers.split())}")
-
-    def _call(self, command: list[str], environment: dict[str, str], text: str = "") -> str:
-        """Run a command and return what it printed, in a file: a daemon would keep a pipe open."""
-        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as given:
-            given.write(text)
-            given.seek(0)
-            try:
-                done = subprocess.run(
-                    command, stdin=given, stdout=output, stderr=output, env=environment, timeout=ANSWER_S
-                )
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise MpsUnavailable(str(error)) from None
-            output.seek(0)
-            printed = output.read()
-        if done.returncode:
-            raise MpsUnavailable(f"{' '.join(printed.split())} (exit status {done.returncode})")
-        return printed
 
     def stop(self) -> None:
         """End the daemon, after its clients if they take less than ten seconds."""
@@ -116,3 +99,21 @@ class MpsDaemon:
         self._guard.stdin.close()
         with suppress(subprocess.TimeoutExpired):  # the guard goes on by itself
             self._guard.wait(ANSWER_S)
+
+
+def _answer(command: list[str], environment: dict[str, str], text: str = "") -> str:
+    """Run a command and return what it printed, into a file: a daemon would keep a pipe open."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as given:
+        given.write(text)
+        given.seek(0)
+        try:
+            done = subprocess.run(
+                command, stdin=given, stdout=output, stderr=output, env=environment, timeout=ANSWER_S
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise MpsUnavailable(str(error)) from None
+        output.seek(0)
+        printed = output.read()
+    if done.returncode:
+        raise MpsUnavailable(f"{' '.join(printed.split())} (exit status {done.returncode})")
+    return printed
