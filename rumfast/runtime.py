@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib import metadata
@@ -120,10 +120,24 @@ def environment() -> dict[str, str | int | None]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "ffcv": _version("ffcv"),
-        "cpu": f"{capabilities.get('cpu_name', platform.processor())}, {usable_cores()} cores",
+        "cpu": f"{cpu_name(capabilities)}, {usable_cores()} cores",
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "bf16": "native" if pick_precision("auto", pick_device()) == torch.bfloat16 else "emulated",
     }
+
+
+def cpu_name(capabilities: Mapping[str, Any]) -> str:
+    """The processor's name, with its vector instructions where they are not AVX-512.
+
+    One name covers processors of several generations, and ratios of speed differ between these.
+
+    >>> cpu_name({"cpu_name": "AMD EPYC", "avx512_f": True}), cpu_name({"cpu_name": "AMD EPYC", "avx2": True})
+    ('AMD EPYC', 'AMD EPYC AVX2')
+    """
+    name = str(capabilities.get("cpu_name", platform.processor()))
+    if capabilities.get("amx_tile"):
+        return f"{name} AMX"
+    return f"{name} AVX2" if capabilities.get("avx2") and not capabilities.get("avx512_f") else name
 
 
 def _version(package: str) -> str | None:
