@@ -135,9 +135,10 @@ def cpu_name(capabilities: Mapping[str, Any]) -> str:
     ('AMD EPYC', 'AMD EPYC AVX2')
     """
     name = str(capabilities.get("cpu_name", platform.processor()))
-    if capabilities.get("amx_tile"):
+    able = [key for key, has in capabilities.items() if has is True]
+    if any(key.startswith("amx") for key in able):
         return f"{name} AMX"
-    return f"{name} AVX2" if capabilities.get("avx2") and not capabilities.get("avx512_f") else name
+    return name if any(key.startswith("avx512") for key in able) or "avx2" not in able else f"{name} AVX2"
 
 
 def _version(package: str) -> str | None:
