@@ -5,6 +5,7 @@ torch operations on the CPU. ``triton`` and ``torch`` (the formula as written) i
 cannot run. TRITON_INTERPRET=1 runs Triton kernels on CPU tensors, slowly, for tests.
 """
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -20,9 +21,11 @@ Backend = Literal["auto", "triton", "torch"]
 Meta = dict[str, int]  # what a kernel is specialised to: block sizes, num_warps, num_stages
 
 
-def jit(function: Any) -> Any:
-    """``triton.jit`` where Triton is installed."""
-    return triton.jit(function) if triton else function
+def jit(function: Any = None, **options: Any) -> Any:
+    """``triton.jit`` where Triton is installed, with its options if called with any."""
+    if function is None:
+        return partial(jit, **options)
+    return triton.jit(function, **options) if triton else function
 
 
 def pick_backend(backend: Backend, tensor: Tensor) -> Backend:
