@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, tl, triton
+from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, target_of, tl, triton
 from rumfast.kernels.tiles import check_sets, cpu_map, cpu_products, frame, operands, squared_distances
 
 SPARE = 6  # candidates beyond k, at least
@@ -79,7 +79,7 @@ def meta(slots: int, amd: bool) -> Meta:
 def launch(x_ND: Tensor, y_MD: Tensor | None, k: int, **override: int) -> tuple[Tensor, Tensor]:
     """Candidates from the Triton kernel, split over Y where X alone would leave the GPU idle; then ranked."""
     slots = power_of_2(k + SPARE)
-    chosen = meta(slots, torch.version.hip is not None) | override
+    chosen = meta(slots, target_of(x_ND).amd) | override
     place, y_ND = frame(x_ND, y_MD), x_ND if y_MD is None else y_MD
     prepare = partial(operands, frame=place, kind=torch.float16, parts=2, block_d=chosen["BLOCK_D"])
     x, y = prepare(x_ND, block=chosen["BLOCK_N"]), prepare(y_ND, block=chosen["BLOCK_M"])

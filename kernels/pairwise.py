@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, tl, triton
+from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, target_of, tl, triton
 from rumfast.kernels.moments import moments
 from rumfast.kernels.tiles import (
     Frame,
@@ -119,9 +119,8 @@ def launch(
     x_ND: Tensor, y_MD: Tensor | None, gammas: Sequence[float], distance: bool, fast: bool, **override: int
 ) -> Tensor:
     """Run the Triton kernel: partial sums per program, then their sum in float64 in a fixed order."""
-    amd = torch.version.hip is not None  # gfx942 too calls itself 9
-    hopper = x_ND.is_cuda and not amd and torch.cuda.get_device_capability(x_ND.device)[0] == 9
-    chosen = meta(fast, hopper and not gammas, amd) | override
+    target = target_of(x_ND)
+    chosen = meta(fast, target.capability == 90 and not gammas, target.amd) | override
     place = frame(x_ND, y_MD)
     prepare = partial(operands, frame=place, kind=torch.float16, parts=1 if fast else 2)
     x = prepare(x_ND, block=chosen["BLOCK_N"], block_d=chosen["BLOCK_D"])
