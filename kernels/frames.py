@@ -107,7 +107,7 @@ def _unit_exponent(reach_ptr, reaches, LEAST: tl.constexpr, COLUMNS: tl.constexp
 def _operands(points_ptr, centre_ptr, rounded_ptr, norm_ptr, inverse, first, count, rows, width, filled,
               row_stride, column_stride, filler, PARTS: tl.constexpr, EXACT: tl.constexpr,
               ROUNDED: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    """Round ``ROUNDED`` rows from ``first`` on; what fills up rows and columns is 0, rows' norm ``filler``."""
+    """Round ``ROUNDED`` rows from ``first`` on; points that fill up are 0, with the norm ``filler``."""
     row = first + tl.arange(0, ROUNDED)
     norm = tl.zeros([ROUNDED, COLUMNS], tl.float32)
     for start in range(0, filled, COLUMNS):

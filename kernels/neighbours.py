@@ -10,7 +10,7 @@ if more points than there are spare candidates lie within the rounding error of 
 import torch
 from torch import Tensor
 
-from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, tl, triton
+from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, target_of, tl, triton
 from rumfast.kernels.frames import Blocks, launch_operands
 from rumfast.kernels.tiles import check_sets, cpu_map, cpu_products, frame, operands, squared_distances
 
@@ -78,7 +78,7 @@ def meta(slots: int, amd: bool) -> Meta:
 def launch(x_ND: Tensor, y_MD: Tensor | None, k: int, **override: int) -> tuple[Tensor, Tensor]:
     """Candidates from the Triton kernel, split over Y where X alone would leave the GPU idle; then ranked."""
     slots = power_of_2(k + SPARE)
-    chosen = meta(slots, torch.version.hip is not None) | override
+    chosen = meta(slots, target_of(x_ND).amd) | override
     with torch.cuda.device_of(x_ND):
         blocks = Blocks(chosen["BLOCK_N"], chosen["BLOCK_M"], chosen["BLOCK_D"])
         place, x, y = launch_operands(x_ND, y_MD, blocks, parts=2)

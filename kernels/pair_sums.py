@@ -45,7 +45,7 @@ def _factor(gamma, exponent, unit):
     return tl.minimum(tl.maximum(factor, FINITE), TINY).to(tl.float32)
 
 
-@jit
+@jit(do_not_specialize=["tiles"])
 def pair_sums_kernel(
     x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, unit_ptr, sums_ptr, gammas, tiles, x_rows, y_rows, width,
     SYMMETRIC: tl.constexpr, DISTANCE: tl.constexpr, BANDS: tl.constexpr, SQUARINGS: tl.constexpr,

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rumfast.kernels.backend import Backend, Meta, pick_backend
+from rumfast.kernels.backend import Backend, Meta, pick_backend, target_of
 from rumfast.kernels.frames import Blocks, launch_operands
 from rumfast.kernels.moments import moments
 from rumfast.kernels.pair_sums import FINITE, pair_sums_kernel, pair_total_kernel
@@ -88,12 +88,12 @@ def launch(
     x_ND: Tensor, y_MD: Tensor | None, gammas: Sequence[float], distance: bool, fast: bool, **override: int
 ) -> Tensor:
     """Run the Triton kernels: partial sums per program, then their sum in float64 in a fixed order."""
-    amd = torch.version.hip is not None  # gfx942 too calls itself 9
-    hopper = x_ND.is_cuda and not amd and torch.cuda.get_device_capability(x_ND.device)[0] == 9
-    chosen = meta(fast, hopper and not gammas, amd) | override
+    target = target_of(x_ND)
+    chosen = meta(fast, target.capability == 90 and not gammas, target.amd) | override
     block_n, block_m, symmetric = chosen["BLOCK_N"], chosen["BLOCK_M"], y_MD is None
     order = sorted(range(len(gammas)), key=gammas.__getitem__)
     ascending = [gammas[band] for band in order]
+    parts = [float(part) for gamma in ascending for part in math.frexp(gamma)]
     with torch.cuda.device_of(x_ND):
         blocks = Blocks(block_n, block_m, chosen["BLOCK_D"])
         place, x, y = launch_operands(x_ND, y_MD, blocks, 1 if fast else 2, math.inf if gammas else -math.inf)
@@ -102,8 +102,7 @@ def launch(
         sums = place.unit.new_empty(distance + len(gammas), programs)
         pair_sums_kernel[(programs,)](
             x.points, y.points, x.norm, y.norm, place.unit, sums,
-            sum(map(math.frexp, ascending), ()) or (0.0, 0.0), tiles, len(x.norm), len(y.norm),
-            x.points.shape[2], SYMMETRIC=symmetric, DISTANCE=distance, BANDS=len(gammas),
+            tuple(parts) or (0.0, 0.0), tiles, len(x.norm), len(y.norm), x.points.shape[2], SYMMETRIC=symmetric, DISTANCE=distance, BANDS=len(gammas),
             SQUARINGS=tuple(squarings(ascending)), SPLIT=not fast, GROUP=GROUP, **chosen,
         )  # fmt: skip
         total = sums.new_empty(len(sums))
