@@ -207,7 +207,8 @@ def specialised(kernel: CompiledKernel) -> str:
             words.append(f"{argument}={source.constants.get((index,))}")
         else:
             attributes = [str(value) for _, value in source.attrs.get((index,), [])]
-            words.append(f"{argument}={':'.join([type_, *attributes])}")
+            name = type_ if isinstance(type_, str) else f"({', '.join(type_)})"
+            words.append(f"{argument}={':'.join([name, *attributes])}")
     return " ".join(words)
 
 

@@ -8,12 +8,12 @@ Each kernel takes both sets in one launch.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rumfast.kernels.backend import jit, tl, triton
+from rumfast.kernels.backend import jit, tl
 from rumfast.kernels.tiles import LEAST, Frame, Operands
 
 CHUNKS = 256  # that the rows of both sets are cut into, at most: each has 3·D partial values
@@ -153,7 +153,7 @@ def operands_kernel(
 
 
 class Blocks(NamedTuple):
-    """Rows of x, rows of y and coordinates that a kernel's blocks take: powers of two."""
+    """Rows of x, rows of y and coordinates that a kernel's blocks take: powers of two from 16 on."""
 
     x: int
     y: int
@@ -161,23 +161,25 @@ class Blocks(NamedTuple):
 
 
 def launch_frame(x_ND: Tensor, y_MD: Tensor | None) -> tuple[Frame, Tensor]:
-    """The frame of both sets, its unit not yet filled in, and [blocks of columns] reaches to take it from."""
-    sets = [x_ND] if y_MD is None else [x_ND, y_MD]
-    y_MD, width = sets[-1], x_ND.shape[1]
-    count, double = sum(map(len, sets)), x_ND.dtype == torch.float64
-    options = dict(EXACT=tl.float64 if double else tl.float32, num_warps=8, enable_fp_fusion=True)
-    chunk = max(4 * ROWS, triton.cdiv(count, CHUNKS))
-    chunks = [triton.cdiv(len(points), chunk) for points in sets]
-    extent_K3D = x_ND.new_empty(sum(chunks), 3, width, dtype=torch.float64 if double else torch.float32)
-    extents_kernel[(sum(chunks), triton.cdiv(width, COLUMNS))](
-        x_ND, y_MD, extent_K3D, len(x_ND), len(y_MD), width, *x_ND.stride(), *y_MD.stride(), chunks[0], chunk,
+    """The frame of both sets, whose unit is not filled in yet, and [blocks] reaches that give it."""
+    (x_count, width), y_count = x_ND.shape, 0 if y_MD is None else y_MD.shape[0]
+    y_MD = x_ND if y_MD is None else y_MD
+    options = dict(EXACT=_exact(x_ND), num_warps=8, enable_fp_fusion=True)
+    chunk = max(4 * ROWS, _ceil(x_count + y_count, CHUNKS))
+    x_chunks = _ceil(x_count, chunk)
+    chunks = x_chunks + _ceil(y_count, chunk)
+    dtype = torch.promote_types(x_ND.dtype, torch.float32)
+    extent_K3D = x_ND.new_empty(chunks, 3, width, dtype=dtype)
+    extents_kernel[(chunks, _ceil(width, COLUMNS))](
+        x_ND, y_MD, extent_K3D, x_count, y_count, width, *x_ND.stride(), *y_MD.stride(), x_chunks, chunk,
         ROWS=ROWS, COLUMNS=COLUMNS, **options,
     )  # fmt: skip
-    centre_D, reach = extent_K3D.new_empty(width), extent_K3D.new_empty(triton.cdiv(width, NARROW))
-    centre_kernel[(len(reach),)](
-        extent_K3D, centre_D, reach, len(extent_K3D), count, width, ROWS=MERGED, COLUMNS=NARROW, **options
+    blocks = _ceil(width, NARROW)
+    centre_D, reach = x_ND.new_empty(width, dtype=dtype), x_ND.new_empty(blocks, dtype=dtype)
+    centre_kernel[(blocks,)](
+        extent_K3D, centre_D, reach, chunks, x_count + y_count, width, ROWS=MERGED, COLUMNS=NARROW, **options
     )
-    return Frame(centre_D, centre_D.new_empty((), dtype=torch.float64)), reach
+    return Frame(centre_D, x_ND.new_empty((), dtype=torch.float64)), reach
 
 
 def launch_operands(
@@ -190,13 +192,14 @@ def launch_operands(
     place, reach = launch_frame(x_ND, y_MD)
     x = _empty(x_ND, max(blocks.x, blocks.y) if y_MD is None else blocks.x, blocks.width, parts)
     y = x if y_MD is None else _empty(y_MD, blocks.y, blocks.width, parts)
+    (_, x_rows, filled), y_rows = x.points.shape, y.points.shape[1]
+    x_programs = _ceil(x_rows, ROUNDED)
+    programs = x_programs if y_MD is None else x_programs + _ceil(y_rows, ROUNDED)
     y_MD = x_ND if y_MD is None else y_MD
-    programs = [triton.cdiv(len(one.norm), ROUNDED) for one in ([x] if x is y else [x, y])]
-    operands_kernel[(sum(programs),)](
-        x_ND, y_MD, place.centre_D, reach, place.unit, x.points, y.points, x.norm, y.norm,
-        len(x_ND), len(y_MD), len(x.norm), len(y.norm), x_ND.shape[1], x.points.shape[2],
-        *x_ND.stride(), *y_MD.stride(), programs[0], len(reach), filler, PARTS=parts,
-        EXACT=tl.float64 if x_ND.dtype == torch.float64 else tl.float32, LEAST=LEAST, ROUNDED=ROUNDED,
+    operands_kernel[(programs,)](
+        x_ND, y_MD, place.centre_D, reach, place.unit, x.points, y.points, x.norm, y.norm, x_ND.shape[0],
+        y_MD.shape[0], x_rows, y_rows, x_ND.shape[1], filled, *x_ND.stride(), *y_MD.stride(), x_programs,
+        reach.shape[0], filler, PARTS=parts, EXACT=_exact(x_ND), LEAST=LEAST, ROUNDED=ROUNDED,
         COLUMNS=COLUMNS, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return place, x, y
@@ -204,6 +207,19 @@ def launch_operands(
 
 def _empty(points_ND: Tensor, block: int, block_d: int, parts: int) -> Operands:
     count, width = points_ND.shape
-    rows = triton.cdiv(count, block) * block
-    points = points_ND.new_empty(parts, rows, triton.cdiv(width, block_d) * block_d, dtype=torch.float16)
+    rows = _ceil(count, block) * block
+    points = points_ND.new_empty(parts, rows, _ceil(width, block_d) * block_d, dtype=torch.float16)
     return Operands(points, points_ND.new_empty(rows, dtype=torch.float32))
+
+
+def _exact(points: Tensor) -> Any:
+    return tl.float64 if points.dtype == torch.float64 else tl.float32
+
+
+def _ceil(count: int, step: int) -> int:
+    """Steps that cover ``count``; ``triton.cdiv`` takes some µs.
+
+    >>> [_ceil(count, 8) for count in (0, 1, 8, 9)]
+    [0, 1, 1, 2]
+    """
+    return -(-count // step)

@@ -6,8 +6,6 @@ a tile's points are loaded while the square roots or exponentials of the one bef
 
 from rumfast.kernels.backend import jit, tl
 
-FINITE, TINY = -1e38, -1e-30  # factors of squared distances: float32 holds them, and ∞ times one is −∞
-
 
 @jit
 def _tile(index, x_rows, y_rows, SYMMETRIC: tl.constexpr, GROUP: tl.constexpr,
@@ -39,10 +37,13 @@ def _tile(index, x_rows, y_rows, SYMMETRIC: tl.constexpr, GROUP: tl.constexpr,
 
 @jit
 def _factor(gamma, exponent, unit):
-    """−γ·log2(e)·unit² of a γ that is given as mantissa and exponent, since float32 does not hold all."""
+    """−γ·log2(e)·unit² of a γ that is given as mantissa and exponent, since float32 does not hold all.
+
+    Neither −∞ nor 0 in float32, so that 0 times it is 0 and ∞ times it is −∞.
+    """
     scale = ((tl.cast(exponent, tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
     factor = tl.cast(gamma, tl.float64) * scale * unit * unit * -1.4426950408889634
-    return tl.minimum(tl.maximum(factor, FINITE), TINY).to(tl.float32)
+    return tl.minimum(tl.maximum(factor, -1e38), -1e-30).to(tl.float32)
 
 
 @jit(do_not_specialize=["tiles"])
@@ -63,6 +64,9 @@ def pair_sums_kernel(
     x_offset = n[:, None] * width + d[None, :]
     y_offset = m[None, :] * width + d[:, None]
     x_low, y_low = x_rows.to(tl.int64) * width, y_rows.to(tl.int64) * width
+    factors = ()
+    for band in tl.static_range(BANDS):
+        factors += (_factor(gammas[2 * band], gammas[2 * band + 1], tl.load(unit_ptr)),)
     sums = (tl.zeros([BLOCK_N], tl.float64),) * (DISTANCE + BANDS)
     product = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     steps = width // BLOCK_D
@@ -89,15 +93,14 @@ def pair_sums_kernel(
                     FILLER: tl.constexpr = float("inf") if BANDS else float("-inf")
                     squared = tl.where(row[:, None] < column[None, :], squared, FILLER)
             squared = tl.maximum(squared, 0.0, propagate_nan=tl.PropagateNan.ALL)
-            sums = _added(sums, squared, unit_ptr, gammas, DISTANCE, BANDS, SQUARINGS)
+            sums = _added(sums, squared, factors, DISTANCE, BANDS, SQUARINGS)
             product = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for output in tl.static_range(DISTANCE + BANDS):
         tl.store(sums_ptr + output * programs + program, tl.sum(sums[output], 0))
 
 
 @jit
-def _added(sums, squared, unit_ptr, gammas, DISTANCE: tl.constexpr, BANDS: tl.constexpr,
-           SQUARINGS: tl.constexpr):  # fmt: skip
+def _added(sums, squared, factors, DISTANCE: tl.constexpr, BANDS: tl.constexpr, SQUARINGS: tl.constexpr):
     """``sums`` with a tile's rows added."""
     found = ()
     if DISTANCE:
@@ -108,7 +111,7 @@ def _added(sums, squared, unit_ptr, gammas, DISTANCE: tl.constexpr, BANDS: tl.co
     kernel = squared
     for band in tl.static_range(BANDS):
         if SQUARINGS[band] == 0:
-            kernel = tl.exp2(squared * _factor(gammas[2 * band], gammas[2 * band + 1], tl.load(unit_ptr)))
+            kernel = tl.exp2(squared * factors[band])
         else:
             kernel = kernel * kernel
             if SQUARINGS[band] == 2:

@@ -20,7 +20,7 @@ from torch import Tensor
 from rumfast.kernels.backend import Backend, Meta, pick_backend, target_of
 from rumfast.kernels.frames import Blocks, launch_operands
 from rumfast.kernels.moments import moments
-from rumfast.kernels.pair_sums import FINITE, pair_sums_kernel, pair_total_kernel
+from rumfast.kernels.pair_sums import pair_sums_kernel, pair_total_kernel
 from rumfast.kernels.tiles import (
     Frame,
     check_sets,
@@ -33,6 +33,7 @@ from rumfast.kernels.tiles import (
 
 Precision = Literal["accurate", "fast"]
 CPU_TILE = 512  # rows and columns: 1 MB, which stays in the cache
+FINITE = -1e38  # least exponent per squared distance: float32 holds it, so that times 0 it is 0
 WIDE = 1 << 15  # pairs in a tile whose products fill half of a multiprocessor's registers
 PROGRAMS = 8  # on a multiprocessor, of tiles that are not wide: some of them compute side by side
 ASSUMED = 132  # multiprocessors where none can be asked: an H100's
@@ -93,21 +94,23 @@ def launch(
     block_n, block_m, symmetric = chosen["BLOCK_N"], chosen["BLOCK_M"], y_MD is None
     order = sorted(range(len(gammas)), key=gammas.__getitem__)
     ascending = [gammas[band] for band in order]
-    parts = [float(part) for gamma in ascending for part in math.frexp(gamma)]
+    split = tuple(float(part) for gamma in ascending for part in math.frexp(gamma))
     with torch.cuda.device_of(x_ND):
         blocks = Blocks(block_n, block_m, chosen["BLOCK_D"])
         place, x, y = launch_operands(x_ND, y_MD, blocks, 1 if fast else 2, math.inf if gammas else -math.inf)
-        tiles = _tiles(len(x.norm), len(y.norm), symmetric, block_n, block_m)
+        x_rows, y_rows = x.points.shape[1], y.points.shape[1]
+        tiles = _tiles(x_rows, y_rows, symmetric, block_n, block_m)
         programs = min(tiles, _programs(x_ND, block_n * block_m >= WIDE))
-        sums = place.unit.new_empty(distance + len(gammas), programs)
+        outputs = distance + len(gammas)
+        sums = place.unit.new_empty(outputs, programs)
         pair_sums_kernel[(programs,)](
-            x.points, y.points, x.norm, y.norm, place.unit, sums,
-            tuple(parts) or (0.0, 0.0), tiles, len(x.norm), len(y.norm), x.points.shape[2], SYMMETRIC=symmetric, DISTANCE=distance, BANDS=len(gammas),
-            SQUARINGS=tuple(squarings(ascending)), SPLIT=not fast, GROUP=GROUP, **chosen,
+            x.points, y.points, x.norm, y.norm, place.unit, sums, split or (0.0, 0.0), tiles,
+            x_rows, y_rows, x.points.shape[2], SYMMETRIC=symmetric, DISTANCE=distance,
+            BANDS=len(gammas), SQUARINGS=tuple(squarings(ascending)), SPLIT=not fast, GROUP=GROUP, **chosen,
         )  # fmt: skip
-        total = sums.new_empty(len(sums))
-        pair_total_kernel[(len(sums),)](
-            sums, place.unit, total, programs, len(x_ND), SYMMETRIC=symmetric, DISTANCE=distance,
+        total = place.unit.new_empty(outputs)
+        pair_total_kernel[(outputs,)](
+            sums, place.unit, total, programs, x_ND.shape[0], SYMMETRIC=symmetric, DISTANCE=distance,
             PLACES=(*range(distance), *(distance + band for band in order)), BLOCK=256, num_warps=4,
             enable_fp_fusion=True,
         )  # fmt: skip
