@@ -53,7 +53,7 @@ def pair_sums_kernel(
     SPLIT: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sum over every so many-th tile; of pairs above the diagonal where SYMMETRIC.
+    """Sum over every ``programs``-th tile; of pairs above the diagonal where SYMMETRIC.
 
     Rows that fill up have norms of −∞ where distances alone are summed, and of ∞ elsewhere: their distances,
     or their kernels, are 0, and no tile needs a mask but those on the diagonal.
@@ -64,13 +64,13 @@ def pair_sums_kernel(
     x_offset = n[:, None] * width + d[None, :]
     y_offset = m[None, :] * width + d[:, None]
     x_low, y_low = x_rows.to(tl.int64) * width, y_rows.to(tl.int64) * width
-    factors = ()
+    factors: tl.tuple = ()
     for band in tl.static_range(BANDS):
         factors += (_factor(gammas[2 * band], gammas[2 * band + 1], tl.load(unit_ptr)),)
     sums = (tl.zeros([BLOCK_N], tl.float64),) * (DISTANCE + BANDS)
     product = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     steps = width // BLOCK_D
-    step, i, j = steps - 1, 0, 0
+    step, i, j = steps - 1, program, program  # set at a tile's first step
     tile = program - programs
     for _ in range((tiles - program + programs - 1) // programs * steps):
         step = tl.where(step == steps - 1, 0, step + 1)
@@ -94,6 +94,7 @@ def pair_sums_kernel(
                     squared = tl.where(row[:, None] < column[None, :], squared, FILLER)
             squared = tl.maximum(squared, 0.0, propagate_nan=tl.PropagateNan.ALL)
             sums = _added(sums, squared, factors, DISTANCE, BANDS, SQUARINGS)
+            # Here, not by a select at step 0: Hopper's products would then wait for each other.
             product = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for output in tl.static_range(DISTANCE + BANDS):
         tl.store(sums_ptr + output * programs + program, tl.sum(sums[output], 0))
@@ -102,7 +103,7 @@ def pair_sums_kernel(
 @jit
 def _added(sums, squared, factors, DISTANCE: tl.constexpr, BANDS: tl.constexpr, SQUARINGS: tl.constexpr):
     """``sums`` with a tile's rows added."""
-    found = ()
+    found: tl.tuple = ()
     if DISTANCE:
         distance = tl.sqrt(squared)
         if BANDS:
