@@ -180,7 +180,7 @@ def _margins_kernel(
         if correct_out is not None:
             first = tl.where(others > best, column, first)
         best = tl.maximum(best, others)
-        blocks = blocks + (others,)
+        blocks = blocks + (others,)  # type: ignore[assignment]
     row_best = tl.max(best, 1)
     first = tl.min(tl.where(best == row_best[:, None], first, 2147483647), 1)
     shift = shift_of(row_best)[:, None]
