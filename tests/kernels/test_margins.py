@@ -268,7 +268,7 @@ def test_every_width_and_layout_agrees_with_float64(classes, layout, device):
             assert torch.equal(ours, truth)
             continue
         assert torch.equal(ours.isnan(), lost), name
-        torch.testing.assert_close(ours[~lost].double(), truth[~lost], rtol=2e-6, atol=1e-6, msg=name)
+        torch.testing.assert_close(ours[~lost].double(), truth[~lost], rtol=2e-6, atol=4e-6, msg=name)
 
 
 @pytest.mark.parametrize("classes", [10, 100, 300])
