@@ -67,6 +67,10 @@ def kernels_of_package():
         yield from ((module, name) for name in vars(module) if name.endswith("_kernel"))
 
 
+def arguments_of(row):
+    return dict(word.split("=") for word in row["arguments"].split())
+
+
 class Recorder:
     """In place of a kernel: notes that it was launched."""
 
@@ -87,15 +91,21 @@ def test_no_kernel_is_left_out(monkeypatch):
 
 
 def test_arguments_are_specialised_as_the_callers_tensors_are(build_rows):
-    found = {
-        name: dict(word.split("=") for word in row["arguments"].split())
-        for name, row in build_rows("margins C=32", "margins C=33", "margin of members").items()
-    }
+    rows = build_rows("margins C=32", "margins C=33", "margin of members")
+    found = {name: arguments_of(row) for name, row in rows.items()}
     even, odd, alone = found["margins C=32"], found["margins C=33"], found["margin of members"]
     assert even["logits"] == odd["logits"] == "*fp32:16"
     assert (even["row_stride"], odd["row_stride"], alone["row_stride"]) == ("i32:16", "i32", "i32")
     assert (even["examples"], alone["member_stride"]) == ("i32:16", "i32:16")
     assert odd["class_stride"] == "1" and odd["hard_out"] == "*fp32:16" and alone["hard_out"] == "None"
+
+
+def test_narrow_margins_take_ten_instructions_a_row_at_most(build_rows):
+    """All SASS instructions of a warp on Hopper; without jumps it executes each at most once."""
+    row = build_rows("margin of members")["margin of members"]
+    rows_per_warp = int(arguments_of(row)["BLOCK_N"]) / row["options"]["num_warps"]
+    assert row["jumps"] == 0 and arguments_of(row)["CLASSES"] == "10"
+    assert 50 < row["instructions"] and row["instructions"] / rows_per_warp <= 10
 
 
 def test_a_stand_in_driver_names_the_target_and_goes_again():
