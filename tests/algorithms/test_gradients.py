@@ -4,6 +4,9 @@ from torch.nn.functional import cross_entropy
 
 from rumfast.algorithms import gradients
 from rumfast.algorithms.gradients import example_gradients, gradient_sum, per_parameter, weight_count
+from rumfast.algorithms.influence import free_bytes
+from rumfast.sweeps.proxy_models import curvatures
+from rumfast.training import Learner
 
 IDS = torch.tensor([7, 3, 250, 4, 100])
 
@@ -48,3 +51,26 @@ def test_vectors_over_all_weights_fall_into_parameters(learner):
     )
     assert all(part.shape == parameter.shape for parameter, part in parts)
     assert torch.cat([part.flatten() for _, part in parts]).equal(flat)
+
+
+def test_what_is_compared_in_gradients_is_multiplied_in_float32(digits, tiny_config):
+    """cuDNN's TF32 is off while gradients and curvature are taken, on as before after it and in predictions."""
+    learner, seen = Learner(digits, tiny_config, "cpu"), []
+    learner.model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    assert torch.backends.cudnn.allow_tf32
+    ids = torch.arange(8)
+    gradient_sum(learner, ids)
+    list(example_gradients(learner, ids))
+    curvatures(learner, digits, ids.numpy())
+    assert seen and not any(seen)
+    seen.clear()
+    learner.predictor.predict()
+    learner.fit(ids, 0)
+    assert seen and all(seen)
+
+
+def test_memory_that_torch_keeps_for_reuse_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
+    assert free_bytes(torch.device("cuda:0")) == 5 + 70 - 30
