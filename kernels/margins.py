@@ -28,7 +28,7 @@ LOG2_E = math.log2(math.e)
 SCRATCH = 1 << 18  # floats worked on at a time on a CPU: 1 MiB stays in the L2 cache
 SAFE_SUM = 2.0**40  # within 1/SAFE_SUM..SAFE_SUM, Σ exp z needs no shift: error in its log below 3e-6
 THREAD = 32  # classes of a row that one thread takes
-WIDE = 256  # classes from which on a row is read by all threads of its program
+WIDE = 1024  # classes up to which a warp or less holds a row whole
 WIDEST = 4096  # classes in registers at once
 MOST_MEMBERS = 65_535  # blocks along a grid's second dimension
 
@@ -230,11 +230,11 @@ def _wide_margins_kernel(
 
 
 def meta(classes: int, packed: bool) -> Meta:
-    """Block sizes: below WIDE a thread for every THREAD classes of a row, above it a block of warps.
+    """Block sizes: up to WIDE a thread for every THREAD classes of a row, above it all of a program's.
 
     Of packed rows a load takes up to four classes, as many as divide a row.
     """
-    if classes < WIDE:
+    if classes <= WIDE:
         threads = power_of_2(-(-classes // THREAD))
         size = {"BLOCK_N": 128 // threads, "BLOCK_C": threads * (math.gcd(classes, 4) if packed else 1)}
     else:
@@ -271,7 +271,7 @@ def _launch(logits: Tensor, label: Tensor, outputs: int) -> list[Tensor]:
         given = logits_MNC, label.contiguous(), *logits_MNC.stride(), examples
         grid = -(-examples // blocks["BLOCK_N"]), members
         with torch.cuda.device_of(logits):
-            if classes < WIDE:
+            if classes <= WIDE:
                 _margins_kernel[grid](
                     *given, *spread(found, outputs), CLASSES=classes, PACKED=packed, **blocks
                 )

@@ -257,7 +257,7 @@ def laid_out(layout, members, rows, classes, device):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("classes", [2, 3, 10, 31, 32, 33, 64, 100, 255, 256])
+@pytest.mark.parametrize("classes", [2, 3, 10, 31, 32, 33, 64, 100, 255, 256, 1000, 1025])
 def test_every_width_and_layout_agrees_with_float64(classes, layout, device):
     logits, label = laid_out(layout, 2, 5, classes, device)
     exact = reference(logits.double(), label)
@@ -271,7 +271,7 @@ def test_every_width_and_layout_agrees_with_float64(classes, layout, device):
         torch.testing.assert_close(ours[~lost].double(), truth[~lost], rtol=2e-6, atol=4e-6, msg=name)
 
 
-@pytest.mark.parametrize("classes", [10, 100, 300])
+@pytest.mark.parametrize("classes", [10, 100, 1100])
 def test_few_or_no_rows_of_few_or_no_members(classes, device):
     for members, rows in ((0, 5), (1, 0), (1, 1), (3, 1)):
         logits, label = draw(members, rows, classes)
@@ -292,14 +292,14 @@ def test_more_members_than_a_grid_has_room_for(device, monkeypatch):
 
 
 def test_a_thread_takes_up_to_32_classes_and_packed_rows_four_at_a_time():
-    blocks = {classes: module.meta(classes, packed=True) for classes in (10, 12, 32, 33, 100, 255, 256)}
+    blocks = {c: module.meta(c, packed=True) for c in (10, 12, 32, 33, 100, 255, 1024, 1025)}
     threads = {c: 128 // one["BLOCK_N"] for c, one in blocks.items()}
-    assert [threads[c] for c in (10, 12, 32, 33, 100, 255)] == [1, 1, 1, 2, 4, 8]
+    assert [threads[c] for c in (10, 12, 32, 33, 100, 255, 1024)] == [1, 1, 1, 2, 4, 8, 32]
     assert [blocks[c]["BLOCK_C"] // threads[c] for c in (10, 12, 33, 100)] == [2, 4, 1, 4]
-    assert module.meta(12, packed=False)["BLOCK_C"] == 1 and blocks[256]["BLOCK_C"] == 256
+    assert module.meta(12, packed=False)["BLOCK_C"] == 1 and blocks[1025]["BLOCK_C"] == 2048
 
 
-@pytest.mark.parametrize("classes", [4, 40, 300])
+@pytest.mark.parametrize("classes", [4, 40, 1100])
 def test_labels_out_of_range_give_nan_on_a_gpu_and_are_not_correct(classes, device):
     label = torch.tensor([-1, classes, 2**32 + 1, 2])  # the third is 1 in its lower half
     found = margins(torch.zeros(4, classes).to(device), label.to(device), backend="triton")
