@@ -54,7 +54,7 @@ def test_vectors_over_all_weights_fall_into_parameters(learner):
 
 
 def test_what_is_compared_in_gradients_is_multiplied_in_float32(digits, tiny_config):
-    """cuDNN's TF32 is off while gradients and curvature are taken, on as before after it and in predictions."""
+    """cuDNN's TF32 is off while gradients and curvature are taken, and on in training and predictions."""
     learner, seen = Learner(digits, tiny_config, "cpu"), []
     learner.model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     assert torch.backends.cudnn.allow_tf32
