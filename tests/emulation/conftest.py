@@ -1,157 +1,40 @@
-"""The fixture that installs an emulated CUDA device for one test."""
+"""An emulated CUDA device, and the little that is trained on it."""
 
-import contextlib
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 import torch
-from emulated_cuda import CUDA, Emulation, OnCuda, on_cuda, where
-from emulated_graphs import Graph, Place, Pools
-from torch.utils._pytree import tree_leaves, tree_map
 
-from rumfast.runtime import environment
+from rumfast import TrainConfig
 
-GIB = 1 << 30
-H100 = SimpleNamespace(name="Emulated H100", total_memory=80 * GIB, multi_processor_count=132, major=9, minor=0)
-
-
-class Stream:
-    """A stream; all of them compute at once."""
-
-    current: "Stream"
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def wait_stream(self, other):
-        pass
-
-    def wait_event(self, event):
-        pass
-
-    def synchronize(self):
-        OnCuda.emulation.wait("synchronize")
-
-
-class Event(Stream):
-    def record(self, stream=None):
-        pass
-
-    def wait(self, stream=None):
-        pass
-
-    def query(self):
-        return True
-
-
-@contextlib.contextmanager
-def on_stream(stream):
-    before, Stream.current = Stream.current, stream or Stream.current
-    try:
-        yield
-    finally:
-        Stream.current = before
-
-
-def capturing(emulation, pools, default):
-    """``torch.cuda.graph``."""
-
-    @contextlib.contextmanager
-    def capture(graph, pool=None, stream=None, capture_error_mode="global"):
-        emulation.wait("capture")
-        if stream is default:
-            raise RuntimeError("CUDA graphs must be captured on a non-default stream")
-        pool = pools.handle() if pool is None else pool
-        pools.check(pool)
-        emulation.graph = graph
-        try:
-            yield
-        finally:
-            emulation.graph = None
-        pools.add(pool, graph)
-
-    return capture
-
-
-def launching(emulation, interpret):
-    """A Triton launch: refuses what lies on the CPU, and lets the interpreter compute."""
-
-    def launch(self, *args, **kwargs):
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if not all(isinstance(tensor, OnCuda) for tensor in given):
-            raise ValueError(f"Pointer argument cannot be accessed from Triton (cpu tensor?) at {where()}")
-
-        def compute(*args, **kwargs):
-            interpret(self, *args, **kwargs)
-
-        with torch._C.DisableTorchFunction():
-            plain = tree_map(
-                lambda leaf: Place.of(leaf).tensor() if isinstance(leaf, torch.Tensor) else leaf, (args, kwargs)
-            )
-            compute(*plain[0], **plain[1])
-        if emulation.graph is not None:
-            emulation.graph.add(compute, args, kwargs, None)
-
-    return launch
-
-
-class Autocast(torch.autocast):
-    """CUDA's autocast, with the CPU's lists of operations."""
-
-    def __init__(self, device_type, *args, **kwargs):
-        super().__init__("cpu", *args, **kwargs)
-
-
-def grouping(group):
-    """Optimizers group their tensors by a device that C++ reads off them."""
-
-    def grouped(tensorlists, with_indices=False):
-        return {
-            (CUDA if isinstance(tensors[0][0], OnCuda) else device, dtype): (tensors, indices)
-            for (device, dtype), (tensors, indices) in group(tensorlists, with_indices).items()
-        }
-
-    return staticmethod(grouped)
+if torch.cuda.is_available():
+    collect_ignore_glob = ["test_*.py"]  # the device itself is there
 
 
 @pytest.fixture
-def cuda(monkeypatch):
-    """An emulated CUDA device: ``torch.cuda`` says that there is one until the test ends."""
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    from triton.runtime.interpreter import GridExecutor
+def cuda():
+    """The emulated device, while a test runs."""
+    from emulated_torch import emulated
 
-    emulation, pools, default = Emulation(), Pools(), Stream()
-    Stream.current = default
-    answers = {
-        "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0,
-        "set_device": None, "mem_get_info": (70 * GIB, 80 * GIB), "is_bf16_supported": True,
-        "get_device_capability": (9, 0), "get_device_name": H100.name, "get_device_properties": H100,
-        "empty_cache": None, "is_current_stream_capturing": False, "memory_allocated": 0,
-        "max_memory_allocated": 0, "memory_reserved": 0, "reset_peak_memory_stats": None,
-    }  # fmt: skip
-    for name, answer in answers.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *args, _answer=answer, **kwargs: _answer)
-    others = {
-        "Stream": Stream, "Event": Event, "stream": on_stream, "CUDAGraph": Graph,
-        "current_stream": lambda device=None: Stream.current, "default_stream": lambda device=None: default,
-        "graph": capturing(emulation, pools, default), "graph_pool_handle": pools.handle,
-        "device_of": lambda tensor: contextlib.nullcontext(), "device": lambda device: contextlib.nullcontext(),
-        "synchronize": lambda device=None: emulation.wait("synchronize"),
-    }  # fmt: skip
-    for name, other in others.items():
-        monkeypatch.setattr(torch.cuda, name, other)
-    monkeypatch.setattr(torch, "autocast", Autocast)
-    optimizer = torch.optim.Optimizer
-    monkeypatch.setattr(
-        optimizer, "_group_tensors_by_device_and_dtype", grouping(optimizer._group_tensors_by_device_and_dtype)
-    )
-    monkeypatch.setattr(GridExecutor, "__call__", launching(emulation, GridExecutor.__call__))
-    monkeypatch.setattr(OnCuda, "emulation", emulation, raising=False)
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
-    environment.cache_clear()
-    with emulation, np.errstate(all="ignore"):  # masked lanes of an interpreted kernel may divide by zero
+    with emulated() as emulation:
         yield emulation
-    torch.__future__.set_overwrite_module_params_on_conversion(False)
-    environment.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def few(digits):
+    """48 training and 16 test digits."""
+    return digits.take(48, 16)
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    """Six steps an epoch of a small ResNet-8: with three, half of the steps are replayed.
+
+    Width 8, because oneDNN's AVX2 kernel of a strided 1×1 convolution writes past the end at width 4.
+    """
+    return TrainConfig(arch="resnet8", width=8, epochs=3, batch_size=16, precision="fp32", compile="off")
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def trained(request, recipe):
+    """The recipe in both precisions: bf16 with augmentation, which takes other paths through teachers."""
+    augments = {"flip": True, "crop_padding": 1} if request.param == "bf16" else {}
+    return recipe.model_copy(update={"precision": request.param} | augments)

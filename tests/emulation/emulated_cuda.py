@@ -6,7 +6,8 @@ PyTorch computes on them as on any CPU tensor, so values are a CPU's. Each opera
 - an operation that CUDA refuses because its tensors lie on two devices raises RuntimeError;
 - an operation that makes the host wait for the GPU is counted with its file and line, and raises while a
   step is recorded, as capture on a GPU would;
-- a rumfast operator runs its CUDA launcher, whose Triton kernel the interpreter computes;
+- a rumfast operator runs its CUDA launcher; the Triton kernel's result is the CPU's, or the interpreter's
+  where ``Emulation.interprets``, which takes a hundred times as long;
 - a recorded step is written down operation by operation (see ``emulated_graphs``).
 
 ``Emulation`` is the mode that serves Python's ways to a device: ``device="cuda"``, ``.to``, ``pin_memory``.
@@ -25,7 +26,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
-LIBRARIES = {"torch", "triton", "contextlib", "functools", "emulated_cuda", "emulated_graphs"}
+LIBRARIES = {
+    "torch", "triton", "contextlib", "functools", "emulated_cuda", "emulated_graphs", "emulated_torch",
+}  # fmt: skip
 WAITING = {  # operations whose result, or its shape, the host has to know
     "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive",
     "bincount", "equal", "repeat_interleave", "_linalg_check_errors",
@@ -42,6 +45,13 @@ def where() -> str:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
         frame = frame.f_back
     return f"{'/'.join(frame.f_code.co_filename.split('/')[-3:])}:{frame.f_lineno}"
+
+
+def within_vmap() -> bool:
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__") != "torch._functorch.vmap":
+        frame = frame.f_back
+    return frame.f_back is not None
 
 
 class OnCuda(Tensor):
@@ -113,6 +123,7 @@ class Emulation(TorchFunctionMode):
         super().__init__()
         self.waits: Counter[str] = Counter()  # "what at file:line"
         self.graph: Graph | None = None
+        self.interprets = False  # Triton kernels
         self._pinned: list[Place] = []
 
     def wait(self, what: str) -> None:
@@ -142,14 +153,29 @@ class Emulation(TorchFunctionMode):
         if name in WAITING:
             self.wait(name)
         if func.namespace == "rumfast":
-            with self:  # a mode does not see into what it was called from
-                return OPDEFS[func._schema.name]._backend_fns["cuda"](*args, **kwargs)
+            return self._launch(func, args)
+        if self.graph is not None:
+            self.graph.keep(given)  # all: batch norm's schema does not tell what it overwrites
         with torch._C._DisableTorchDispatch():
             found = func(*args, **kwargs)
             fresh = {id(leaf) for leaf in tree_leaves(found)} - {id(tensor) for tensor in given}
             found = tree_map(lambda leaf: on_cuda(leaf) if is_fresh(leaf, fresh) else leaf, found)
         if self.graph is not None:
             self.graph.add(func, args, kwargs, found)
+        return found
+
+    def _launch(self, func: Any, args: Any) -> Any:
+        """Run an operator's CUDA launcher."""
+        with self:  # a mode is off within what it calls
+            found = OPDEFS[func._schema.name]._backend_fns["cuda"](*args)
+        if self.interprets:
+            return found
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            plain = tree_map(lambda leaf: Place.of(leaf).tensor() if isinstance(leaf, Tensor) else leaf, args)
+            for there, here in zip(tree_leaves(found), tree_leaves(func(*plain)), strict=True):
+                there.copy_(here)
+        if self.graph is not None:
+            self.graph.add(func, args, {}, found)
         return found
 
     def _check_devices(self, func: Any, name: str, args: Any, strangers: list[Tensor]) -> None:
@@ -162,6 +188,8 @@ class Emulation(TorchFunctionMode):
             self._check_index(name, args)
             strangers = [tensor for tensor in strangers if not any(tensor is index for index in args[1])]
         scalars = name in TAKE_SCALARS or name in INDEXING or torch.Tag.pointwise in func.tags
+        if name in ("native_batch_norm", "native_batch_norm_backward") and within_vmap():
+            return  # vmap's rule makes a weight and a bias, where C++ takes the input to lie
         if not all(scalars and not tensor.ndim for tensor in strangers):
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in strangers)
             raise RuntimeError(

@@ -5,7 +5,7 @@ runs. So a step that depends on something that it was not given differs from eag
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -82,6 +82,21 @@ class Graph:
     def __init__(self) -> None:
         self._operations: list[Operation] = []
         self._memory: dict[int, torch.UntypedStorage] = {}
+        self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def keep(self, tensors: Iterable[Tensor]) -> None:
+        """Remember what lies at tensors that an operation may overwrite."""
+        for storage in (tensor.untyped_storage() for tensor in tensors):
+            if storage.data_ptr() not in self._memory | self._before:
+                self._before[storage.data_ptr()] = storage, storage.clone()
+
+    def end(self) -> None:
+        """Undo what recording computed, since on a GPU it computes nothing: new memory holds NaN or −1."""
+        for storage, before in self._before.values():
+            storage.copy_(before)
+        self._before.clear()
+        for storage in self._memory.values():
+            storage.fill_(255)
 
     def add(self, func: Callable[..., Any], args: Any, kwargs: Any, made: Any) -> None:
         """Write an operation down; what it allocated stays allocated."""

@@ -1,24 +1,151 @@
+"""Training, unlearning and predictions obey CUDA's device rules, and recorded steps compute what eager ones do.
+
+Values come from CPU kernels on both sides, so whatever runs the same operations is equal to the last bit.
+"""
+
+import numpy as np
 import pytest
 import torch
-from rumfast import TrainConfig, load_dataset
+
+from rumfast import predict
+from rumfast.algorithms import ALGORITHMS, SgdConfig
+from rumfast.inference import embeddings_of, logits_of
+from rumfast.plans import bind, parse_plan, run_plan
+from rumfast.refinement import Group
+from rumfast.scores.proxies import ProxyTotals, TrainingEvents
+from rumfast.sweeps.proxy_models import curvatures, fit_holdout
+from rumfast.sweeps.relearning import relearn
 from rumfast.training import Learner
-import time
 
-def recipe(**fields):
-    return TrainConfig(**({"arch": "resnet8", "width": 8, "epochs": 5, "batch_size": 16, "precision": "fp32", "compile": "off"} | fields))
+DEVICES = ("cuda", "cpu")
+BLOCKWISE = ("ssd", "influence")  # they sum gradients in blocks whose size depends on the device
 
-@pytest.fixture(scope="module")
-def small():
-    return load_dataset("digits").take(64, 16)
 
-def test_fit(cuda, small):
-    t=time.time(); L = Learner(small, recipe(), "cuda"); print(time.time()-t)
-    ids=torch.arange(60).to("cuda")
-    for seed in (0,1):
-        t=time.time(); L.fit(ids, seed); print(time.time()-t)
-        print(cuda.waits); cuda.waits.clear()
-    P = Learner(small, recipe(), "cpu")
-    for seed in (0,1):
-        t=time.time(); P.fit(torch.arange(60), seed); print(time.time()-t)
-    for (k,a),b in zip(L.model.state_dict().items(), P.model.state_dict().values()):
-        print(k, type(a), (a.cpu()-b).abs().max() if a.ndim else (a.cpu(), b))
+def weights(model):
+    """All weights and statistics as one vector on the CPU."""
+    return torch.cat([tensor.double().flatten() for tensor in model.state_dict().values()]).cpu()
+
+
+def on_both(few, recipe, act):
+    """What ``act(learner, ids)`` gives on the emulated device and on the CPU, and both models' weights."""
+    learners = [Learner(few, recipe, device) for device in DEVICES]
+    results = [act(learner, torch.arange(40, device=learner.device)) for learner in learners]
+    return results, [weights(learner.model) for learner in learners]
+
+
+def test_a_recorded_fit_is_an_eager_one(cuda, few, trained):
+    def fit(learner, ids):
+        return [learner.fit(ids[seed:], seed) for seed in range(3)]
+
+    losses, (there, here) = on_both(few, trained, fit)
+    assert losses[0] == losses[1] and torch.equal(there, here)
+
+
+@pytest.mark.parametrize("kind", [ProxyTotals, TrainingEvents])
+def test_an_observed_fit_sees_the_same(cuda, few, trained, kind):
+    def fit(learner, ids):
+        found = kind(len(few), *([trained.epochs] if kind is TrainingEvents else []))
+        learner.fit(ids, 0, found.add)
+        learner.fit(ids[3:], 1, found.add)
+        return found
+
+    (there, here), (first, second) = on_both(few, trained, fit)
+    np.testing.assert_array_equal(np.stack(there.scores()), np.stack(here.scores()))
+    assert torch.equal(first, second)
+    if kind is TrainingEvents:
+        assert torch.equal(there.learned_EN.cpu(), here.learned_EN) and here.learned_EN.any()
+
+
+def unlearn(name, learner, ids):
+    algorithm = ALGORITHMS[name]
+    options = {"epochs": 3.0} if issubclass(algorithm.config, SgdConfig) else {}
+    if name == "ssd":
+        options = {"alpha": 1.1, "dampening": 0.5}  # some weights are dampened
+    return algorithm.run(learner, ids[:16], ids[16:], algorithm.config(**options), 1)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_after_a_fit(cuda, few, trained, name):
+    def act(learner, ids):
+        learner.fit(ids, 0)
+        return unlearn(name, learner, ids)
+
+    notes, (there, here) = on_both(few, trained, act)
+    assert notes[0] == notes[1]
+    if name in BLOCKWISE:
+        torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-5)
+    else:
+        assert torch.equal(there, here)
+
+
+def test_all_algorithms_on_a_learner_that_fitted_nothing(cuda, few, trained):
+    """One after another, so each finds the memory that those before it left."""
+    learner = Learner(few, trained, "cuda")
+    ids = torch.arange(40, device="cuda")
+    for name in ALGORITHMS:
+        if name != "retrain":
+            unlearn(name, learner, ids)
+    assert weights(learner.model).isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["remaining", "final"])
+def test_a_plan(cuda, few, trained, mode):
+    groups = [Group(name, np.arange(start, start + 8)) for name, start in (("a", 0), ("b", 8), ("c", 16))]
+    plan = parse_plan("a: none > b: salun(epochs=2) > c: cfk(epochs=2)")
+
+    def act(learner, ids):
+        learner.fit(ids, 0)
+        seen = []
+        found = run_plan(
+            learner, bind(plan, groups), np.arange(24, 40), mode=mode, seed=2, after_step=seen.extend
+        )
+        return found.examples, len(seen)
+
+    results, (there, here) = on_both(few, trained, act)
+    assert results[0] == results[1] and torch.equal(there, here)
+
+
+def test_relearning(cuda, few, trained):
+    def act(learner, ids):
+        return relearn(learner, few, np.arange(16), target=1.1, every=3, most=8, seed=0)
+
+    (there, here), _ = on_both(few, trained, act)
+    assert there == here and there.steps == 8
+
+
+def test_proxies_that_need_a_model(cuda, few, trained, monkeypatch):
+    monkeypatch.setattr("rumfast.sweeps.proxy_models.HOLDOUT_EPOCHS", 5)
+
+    def act(learner, ids):
+        found = []
+        learner.fit(ids[8:], 0, after_epoch=lambda epoch: found.append(curvatures(learner, few, np.arange(20))))
+        return np.stack(found), fit_holdout(learner, ids[:8], 0)
+
+    (there, here), (first, second) = on_both(few, trained, act)
+    np.testing.assert_array_equal(there[0], here[0])
+    assert there[1] == here[1] and torch.equal(first, second)
+
+
+def test_predictions(cuda, few, trained):
+    def act(learner, ids):
+        learner.fit(ids, 0)
+        found = predict(learner.model, few)
+        given = learner.model, few, few.test
+        return found.train_NC, found.test_NC, logits_of(*given), embeddings_of(*given)
+
+    (there, here), _ = on_both(few, trained, act)
+    for first, second in zip(there, here, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_the_host_waits_as_often_for_eight_steps_an_epoch_as_for_four(cuda, digits, recipe, observed):
+    counts = []
+    for steps in (4, 8):
+        learner = Learner(digits, recipe.model_copy(update={"batch_size": 8}), "cuda")
+        ids, totals = torch.arange(8 * steps, device="cuda"), ProxyTotals(len(digits))
+        for seed in range(2):  # what is cached and recorded once is there by the second
+            cuda.waits.clear()
+            learner.fit(ids, seed, totals.add if observed else None)
+        counts.append(dict(cuda.waits))
+    assert counts[0] == counts[1]
