@@ -74,7 +74,8 @@ def test_a_launcher_on_the_device(cuda, name, dtype):
         return  # the interpreter multiplies bfloat16's bits
     for first, second in zip(there, here, strict=True):
         assert first.dtype == second.dtype
-        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-3)
+        tolerance = 1e-2 if first.dtype == torch.bfloat16 else 1e-3
+        torch.testing.assert_close(first, second, rtol=tolerance, atol=tolerance)
 
 
 SCORES = {
