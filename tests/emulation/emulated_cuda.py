@@ -19,7 +19,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from emulated_graphs import Graph, Place
+from emulated_graphs import Graph, Place, plain
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.overrides import TorchFunctionMode
@@ -35,6 +35,7 @@ WAITING = {  # operations whose result, or its shape, the host has to know
 }  # fmt: skip
 TAKE_SCALARS = {"fill_", "fill", "masked_fill_", "masked_fill", "where"}  # beside all pointwise operations
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+GET_DEVICE = Tensor.device.__get__
 MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda}
 COPIED = {torch.tensor, torch.as_tensor, torch.asarray}  # from the host's memory
 
@@ -48,6 +49,7 @@ def where() -> str:
 
 
 def within_vmap() -> bool:
+    """True if ``torch.func.vmap`` is at work."""
     frame = sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__") != "torch._functorch.vmap":
         frame = frame.f_back
@@ -91,7 +93,7 @@ class OnCuda(Tensor):
 
     def __repr__(self, **kwargs: Any) -> str:
         with torch._C.DisableTorchFunction():
-            return f"OnCuda({Place.of(self).tensor()!r})"
+            return f"OnCuda({plain(self)!r})"
 
     def __format__(self, spec: str) -> str:
         return repr(self) if self.ndim else format(self.item(), spec)
@@ -140,6 +142,7 @@ class Emulation(TorchFunctionMode):
         return tensor
 
     def is_pinned(self, tensor: Tensor) -> bool:
+        """True if the tensor lies in pinned memory, be it as a part."""
         address = tensor.untyped_storage().data_ptr()
         return any(not pinned.freed() and pinned.address == address for pinned in self._pinned)
 
@@ -165,15 +168,15 @@ class Emulation(TorchFunctionMode):
         return found
 
     def _launch(self, func: Any, args: Any) -> Any:
-        """Run an operator's CUDA launcher."""
+        """Run an operator's CUDA launcher; its values are the CPU's unless kernels are interpreted."""
         with self:  # a mode is off within what it calls
             found = OPDEFS[func._schema.name]._backend_fns["cuda"](*args)
         if self.interprets:
             return found
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-            plain = tree_map(lambda leaf: Place.of(leaf).tensor() if isinstance(leaf, Tensor) else leaf, args)
-            for there, here in zip(tree_leaves(found), tree_leaves(func(*plain)), strict=True):
-                there.copy_(here)
+            here = func(*tree_map(plain, args))
+            for there, value in zip(tree_leaves(found), tree_leaves(here), strict=True):
+                there.copy_(value)
         if self.graph is not None:
             self.graph.add(func, args, {}, found)
         return found
@@ -224,7 +227,7 @@ class Emulation(TorchFunctionMode):
             here = Tensor.to(tensor, *args, **kwargs) if args or kwargs else tensor
             if target.type == tensor.device.type:
                 return here
-            there = torch.empty_like(Place.of(here).tensor())
+            there = torch.empty_like(plain(here))
             if target.type == "cuda":
                 there = on_cuda(there)
             elif non_blocking:
@@ -233,7 +236,7 @@ class Emulation(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func == Tensor.device.__get__ and torch._C._functorch.is_functorch_wrapped_tensor(args[0]):
+        if func == GET_DEVICE and torch._C._functorch.is_functorch_wrapped_tensor(args[0]):
             return innermost(args[0]).device
         if func in MOVES:
             to = {Tensor.cpu: (CPU,), Tensor.cuda: (CUDA,)}.get(func, args[1:])
@@ -242,24 +245,22 @@ class Emulation(TorchFunctionMode):
             return self.pin(args[0].clone())
         if func is Tensor.is_pinned:
             return self.is_pinned(args[0])
-        pins = kwargs.pop("pin_memory", False)
-        if device_of(kwargs.get("device")) == CPU or "device" not in kwargs or kwargs["device"] is None:
+        pins, device = kwargs.pop("pin_memory", False), device_of(kwargs.get("device"))
+        if device is None:
             made = func(*args, **kwargs)
             return self.pin(made) if pins else made
-        return self._make(func, args, kwargs)
+        return self._make(func, args, kwargs | {"device": CPU}, device)
 
-    def _make(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Make a tensor on the emulated device."""
-        if kwargs.get("generator") is not None:
+    def _make(self, func: Any, args: Any, kwargs: Any, device: torch.device) -> Any:
+        """Call a function that was given a device."""
+        if device.type == "cuda" and kwargs.get("generator") is not None:
             raise RuntimeError(f"Expected a 'cuda' device type for generator at {where()}: {func.__name__}")
-        made = func(*args, **(kwargs | {"device": CPU}))
-        if isinstance(made, OnCuda):
-            return made
-        if func in COPIED:
-            self.wait("copy to the device")
+        made = func(*args, **kwargs)
+        if func in COPIED or isinstance(made, OnCuda) or device.type == "cpu":
+            return self.move(made, (device,), {})
         made = on_cuda(made)
         if self.graph is not None:
-            self.graph.add(func, args, kwargs | {"device": CPU}, made)
+            self.graph.add(func, args, kwargs, made)
         return made
 
 

@@ -31,6 +31,7 @@ class Place(NamedTuple):
         return cls(StorageWeakRef(storage), storage.data_ptr(), *layout)
 
     def freed(self) -> bool:
+        """True if nothing keeps the memory any more."""
         return self.storage.expired()
 
     def tensor(self) -> Tensor:
@@ -46,6 +47,11 @@ class Place(NamedTuple):
         return empty.set_(storage, self.offset, self.size, self.stride)
 
 
+def plain(value: Any) -> Any:
+    """A tensor as a plain CPU tensor over the same memory; anything else as it is."""
+    return Place.of(value).tensor() if isinstance(value, Tensor) else value
+
+
 def place_of(value: Any) -> Any:
     """A tensor's place; numbers that lie on the CPU are read once, as a kernel's argument is."""
     if not isinstance(value, Tensor):
@@ -54,6 +60,7 @@ def place_of(value: Any) -> Any:
 
 
 def tensor_at(value: Any) -> Any:
+    """The inverse of ``place_of``."""
     return value.tensor() if isinstance(value, Place) else value
 
 
@@ -108,6 +115,7 @@ class Graph:
         self._operations.append(Operation(func, *here, there))
 
     def memory(self) -> list[StorageWeakRef]:
+        """What the step allocated."""
         return [StorageWeakRef(storage) for storage in self._memory.values()]
 
     def replay(self) -> None:
@@ -125,6 +133,7 @@ class Pools:
         self._memory: dict[Any, list[StorageWeakRef]] = {}
 
     def handle(self) -> tuple[int, int]:
+        """``torch.cuda.graph_pool_handle``."""
         handle = (0, len(self._graphs) + 1)
         self._graphs[handle], self._memory[handle] = [], []
         return handle
@@ -137,8 +146,9 @@ class Pools:
         """
         unused = all(graph() is None for graph in self._graphs[handle])
         if unused and any(not storage.expired() for storage in self._memory[handle]):
-            raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED: all graphs of the pool died")
+            raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED: a tensor outlived its pool's graphs")
 
     def add(self, handle: Any, graph: Graph) -> None:
+        """Count a recorded graph as one of the pool's."""
         self._graphs[handle].append(weakref.ref(graph))
         self._memory[handle] += graph.memory()

@@ -7,15 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from emulated_cuda import CUDA, Emulation, OnCuda, on_cuda, where
-from emulated_graphs import Graph, Place, Pools
+from emulated_cuda import CUDA, Emulation, OnCuda, where
+from emulated_graphs import Graph, Pools, plain
 from torch.utils._pytree import tree_leaves, tree_map
 from triton.runtime.interpreter import GridExecutor
 
 from rumfast.runtime import environment
 
 GIB = 1 << 30
-H100 = SimpleNamespace(name="Emulated H100", total_memory=80 * GIB, multi_processor_count=132, major=9, minor=0)
+H100 = SimpleNamespace(
+    name="Emulated H100", total_memory=80 * GIB, multi_processor_count=132, major=9, minor=0
+)
 
 
 class Stream:
@@ -92,10 +94,8 @@ def launching(emulation, interpret):
         if emulation.graph is not None:
             emulation.graph.keep(given)
         with torch._C.DisableTorchFunction():
-            plain = tree_map(
-                lambda leaf: Place.of(leaf).tensor() if isinstance(leaf, torch.Tensor) else leaf, (args, kwargs)
-            )
-            compute(*plain[0], **plain[1])
+            plain_args, plain_kwargs = tree_map(plain, (args, kwargs))
+            compute(*plain_args, **plain_kwargs)
         if emulation.graph is not None:
             emulation.graph.add(compute, args, kwargs, None)
 
@@ -129,11 +129,15 @@ ANSWERS = {
 }  # fmt: skip
 
 
+def always(answer, *args, **kwargs):
+    """``answer``, whatever is asked."""
+    return answer
+
+
 def replacements(emulation, default):
     """What stands for each name of ``torch.cuda``; ``default`` is the default stream."""
     pools = Pools()
-    constant = {name: partial(lambda answer, *args, **kwargs: answer, answer) for name, answer in ANSWERS.items()}
-    return constant | {
+    return {name: partial(always, answer) for name, answer in ANSWERS.items()} | {
         "Stream": Stream, "Event": Event, "stream": on_stream, "CUDAGraph": Graph,
         "current_stream": lambda device=None: Stream.current, "default_stream": lambda device=None: default,
         "graph": capturing(emulation, pools, default), "graph_pool_handle": pools.handle,

@@ -1,4 +1,4 @@
-"""Every kernel's launcher and every score obey CUDA's device rules; the kernels themselves are interpreted."""
+"""Every kernel's launcher and every score obey CUDA's device rules; kernels are interpreted."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def outputs(found):
 
 
 def test_every_operator_is_called():
-    assert {f"rumfast::{name}" for name in KERNELS} == {name for name in OPDEFS if name.startswith("rumfast::")}
+    assert {f"rumfast::{name}" for name in KERNELS} == {name for name in OPDEFS if "rumfast::" in name}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -86,7 +86,7 @@ SCORES = {
     "neighbour overlap": lambda retain, forget: neighbour_overlap(retain, forget, 3),
     "windows": lambda retain, forget: measure_windows(retain, np.arange(13)[::-1].copy(), 4).entanglement_W,
     "curvature": lambda retain, forget: loss_curvature(
-        lambda x: x.float().square() @ forget.float().T, retain.float(), torch.arange(13, device=retain.device) % 9
+        lambda x: x.square() @ forget.float().T, retain.float(), torch.arange(13, device=retain.device) % 9
     ).cpu(),
 }
 

@@ -10,7 +10,7 @@ from rumfast.sweeps.spec import CandidateSpec, GroupSpec, ProbeSpec, SurrogateSp
 from rumfast.sweeps.worker import Worker
 
 FORGET = tuple(range(0, 24, 2))
-GROUPS = tuple(GroupSpec(name=name, ids=FORGET[start : start + 4]) for name, start in (("a", 0), ("b", 4), ("c", 8)))
+GROUPS = tuple(GroupSpec(name=name, ids=FORGET[4 * k : 4 * k + 4]) for k, name in enumerate("abc"))
 SURROGATE = SurrogateSpec(groups={"thirds": (GroupSpec(name="all", ids=tuple(range(1, 17, 2))),)})
 CHILD = {"forget": FORGET, "parent": "../original"}
 KINDS = {  # name: fields of its population; parents come first
@@ -59,14 +59,16 @@ def made_by(device, few, recipe, root):
 
 def test_a_worker_makes_the_same_members(cuda, few, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("rumfast.sweeps.proxy_models.HOLDOUT_EPOCHS", 5)
-    (there, checkpoints), (here, _) = (made_by(device, few, recipe, tmp_path / device) for device in ("cuda", "cpu"))
+    there, checkpoints = made_by("cuda", few, recipe, tmp_path / "cuda")
+    here, _ = made_by("cpu", few, recipe, tmp_path / "cpu")
     assert there.keys() == here.keys() == KINDS.keys()
     for name in KINDS:
         for one, other in zip(there[name], here[name], strict=True):
             assert one.keys() == other.keys()
             for key in one:
                 np.testing.assert_array_equal(one[key], other[key], err_msg=f"{name}: {key}")
-    assert checkpoints and all(type(tensor) is torch.Tensor for state in checkpoints for tensor in state.values())
+    saved = [tensor for state in checkpoints for tensor in state.values()]
+    assert saved and all(type(tensor) is torch.Tensor for tensor in saved)
 
 
 def test_a_bf16_member(cuda, few, recipe, tmp_path):

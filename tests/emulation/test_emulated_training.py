@@ -1,4 +1,4 @@
-"""Training, unlearning and predictions obey CUDA's device rules, and recorded steps compute what eager ones do.
+"""Training, unlearning and predictions obey CUDA's device rules; recorded steps compute what eager ones do.
 
 Values come from CPU kernels on both sides, so whatever runs the same operations is equal to the last bit.
 """
@@ -134,7 +134,11 @@ def test_proxies_that_need_a_model(cuda, few, trained, monkeypatch):
 
     def act(learner, ids):
         found = []
-        learner.fit(ids[8:], 0, after_epoch=lambda epoch: found.append(curvatures(learner, few, np.arange(20))))
+
+        def measure(epoch):
+            found.append(curvatures(learner, few, np.arange(20)))
+
+        learner.fit(ids[8:], 0, after_epoch=measure)
         return np.stack(found), fit_holdout(learner, ids[:8], 0)
 
     (there, here), (first, second) = on_both(few, trained, act)

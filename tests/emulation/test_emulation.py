@@ -109,11 +109,13 @@ def test_all_that_follows_from_tensors_there_is_there(cuda):
         product = model[0](x)
     assert product.dtype == torch.bfloat16 and next(model.parameters()).is_cuda
     model(x).square().sum().backward()
-    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1, device="cuda"), momentum=0.9, fused=True)
+    rate = torch.tensor(0.1, device="cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, fused=True)
     optimizer.step()
     momenta = [state["momentum_buffer"] for state in optimizer.state.values()]
     each = vmap(grad(lambda weight, row: (weight @ row).sum()), (None, 0))(model[0].weight.detach(), x)
-    made = [*model.state_dict().values(), *(weight.grad for weight in model.parameters()), *momenta, each, x[0]]
+    gradients = [weight.grad for weight in model.parameters()]
+    made = [*model.state_dict().values(), *gradients, *momenta, each, x[0]]
     assert all(isinstance(tensor, OnCuda) and tensor.device.type == "cuda" for tensor in made)
     assert all(isinstance(weight, nn.Parameter) for weight in model.parameters())
     assert type(x.cpu()) is torch.Tensor and not x.cpu().is_cuda
@@ -166,7 +168,8 @@ def test_an_index_on_the_wrong_device_is_found(cuda, few, recipe, monkeypatch):
 
 def test_a_label_on_the_wrong_device_is_found(cuda, few, recipe, monkeypatch):
     def misplaced(self, batch, *rest):
-        return cross_entropy(self.logits(batch.image), self.loader.label_N.cpu()[batch.id.cpu()]), len(batch.id)
+        label = self.loader.label_N.cpu()[batch.id.cpu()]
+        return cross_entropy(self.logits(batch.image), label), len(batch.id)
 
     monkeypatch.setattr(Learner, "cross_entropy", misplaced)
     with pytest.raises(RuntimeError, match="cuda:0 and cpu! at .*: nll_loss_forward with a CPU tensor of"):
@@ -225,13 +228,14 @@ def test_a_pool_whose_graphs_died_before_its_tensors_is_refused(cuda):
         with torch.cuda.graph(graph, pool, stream):
             return graph, function()
 
-    graph, kept = record(partial(torch.zeros, 3, device="cuda"))
-    record(lambda: kept + 1)
+    zeros = partial(torch.zeros, 3, device="cuda")
+    graph, kept = record(zeros)
+    record(zeros)
     del graph
     with pytest.raises(RuntimeError, match="use_count > 0 INTERNAL ASSERT"):
-        record(lambda: kept + 1)
+        record(zeros)
     del kept
-    record(partial(torch.zeros, 3, device="cuda"))
+    record(zeros)
     with pytest.raises(RuntimeError, match="non-default stream"), torch.cuda.graph(
         torch.cuda.CUDAGraph(), pool, torch.cuda.default_stream()
     ):
@@ -249,9 +253,9 @@ def test_recording_computes_nothing(cuda):
 
 def test_nothing_stays_behind():
     def state():
-        settings = torch.__future__.get_overwrite_module_params_on_conversion(), torch.autocast, GridExecutor.__call__
-        grouping = torch.optim.Optimizer._group_tensors_by_device_and_dtype
-        return {name: value for name, value in vars(torch.cuda).items() if callable(value)}, settings, grouping
+        settings = torch.__future__.get_overwrite_module_params_on_conversion(), torch.autocast
+        patched = GridExecutor.__call__, torch.optim.Optimizer._group_tensors_by_device_and_dtype
+        return dict(vars(torch.cuda)), settings, patched
 
     before = state()
     with emulated():
