@@ -29,8 +29,8 @@ def images(*shape):
 
 KERNELS = {  # operator: calls of its public functions on points [13, 5], [9, 5], labels or groups [13]
     "augment": lambda x, y, label: [
-        augment(images(13, 4, 4, 3).to(x.device), label, dtype=x.dtype, **DRAWN),
-        augment_images(images(13, 4, 4, 3).to(x.device), label, dtype=x.dtype, **DRAWN),
+        augment(images(5, 4, 4, 3).to(x.device), label[:4], dtype=x.dtype, **DRAWN),
+        augment_images(images(3, 4, 4, 3).to(x.device), label[:3], dtype=x.dtype, **DRAWN),
         normalise(images(2, 4, 4, 3).to(x.device), **PIXELS),
     ],
     "margins": lambda x, y, label: [margins(torch.stack([x, 2 * x]), label)],

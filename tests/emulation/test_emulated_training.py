@@ -65,16 +65,16 @@ def test_an_observed_fit_sees_the_same(cuda, few, trained, kind):
 
 def unlearn(name, learner, ids):
     algorithm = ALGORITHMS[name]
-    options = {"epochs": 3.0} if issubclass(algorithm.config, SgdConfig) else {}
+    options = {"epochs": 5.0} if issubclass(algorithm.config, SgdConfig) else {}
     if name == "ssd":
         options = {"alpha": 1.1, "dampening": 0.5}  # some weights are dampened
-    return algorithm.run(learner, ids[:16], ids[16:], algorithm.config(**options), 1)
+    return algorithm.run(learner, ids[:8], ids[8:24], algorithm.config(**options), 1)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_algorithm_after_a_fit(cuda, few, trained, name):
     def act(learner, ids):
-        learner.fit(ids, 0)
+        learner.fit(ids[:32], 0)
         return unlearn(name, learner, ids)
 
     notes, (there, here) = on_both(few, trained, act)
@@ -147,11 +147,17 @@ def test_proxies_that_need_a_model(cuda, few, trained, monkeypatch):
 
 
 def test_predictions(cuda, few, trained):
+    """Of the learner's own predictor too, which records: by then at other weights than at first."""
+
     def act(learner, ids):
-        learner.fit(ids, 0)
-        found = predict(learner.model, few)
+        found = []
+        for _ in range(5):
+            found.append(learner.predictor.predict())
+            learner.fit(ids[:16], len(found))
+        found.append(predict(learner.model, few))
         given = learner.model, few, few.test
-        return found.train_NC, found.test_NC, logits_of(*given), embeddings_of(*given)
+        logits = [part for one in found for part in (one.train_NC, one.test_NC)]
+        return [*logits, logits_of(*given), embeddings_of(*given).cpu()]
 
     (there, here), _ = on_both(few, trained, act)
     for first, second in zip(there, here, strict=True):
@@ -162,7 +168,7 @@ def test_predictions(cuda, few, trained):
 def test_the_host_waits_as_often_for_eight_steps_an_epoch_as_for_four(cuda, digits, recipe, observed):
     counts = []
     for steps in (4, 8):
-        learner = Learner(digits, recipe.model_copy(update={"batch_size": 8}), "cuda")
+        learner = Learner(digits, recipe.model_copy(update={"batch_size": 8, "epochs": 2}), "cuda")
         ids, totals = torch.arange(8 * steps, device="cuda"), ProxyTotals(len(digits))
         for seed in range(2):  # what is cached and recorded once is there by the second
             cuda.waits.clear()
