@@ -246,7 +246,7 @@ class Emulation(TorchFunctionMode):
         if func is Tensor.is_pinned:
             return self.is_pinned(args[0])
         pins, device = kwargs.pop("pin_memory", False), device_of(kwargs.get("device"))
-        if device is None:
+        if device is None or device.type not in ("cuda", "cpu"):
             made = func(*args, **kwargs)
             return self.pin(made) if pins else made
         return self._make(func, args, kwargs | {"device": CPU}, device)
