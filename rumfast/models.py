@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from rumfast.errors import UsageError
 from rumfast.runtime import generator
@@ -21,8 +22,24 @@ def _conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> tup
     return conv, nn.BatchNorm2d(outputs)
 
 
+class Projection(nn.Conv2d):
+    """A 1×1 convolution of every ``stride``-th pixel.
+
+    oneDNN's strided weight gradient writes past its memory on CPUs with AVX2 alone where there are fewer than
+    8 input channels (torch 2.14: 4 to 8 channels, 8×8 pixels, stride 2); taking the pixels first avoids it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_channels >= 8 or not x.is_cpu:
+            return super().forward(x)
+        rows, columns = self.stride
+        return conv2d(x[:, :, ::rows, ::columns], self.weight)
+
+
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    return nn.Sequential(*_conv_bn(inputs, outputs, 1, stride)) if stride > 1 or inputs != outputs else None
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(Projection(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):

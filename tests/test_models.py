@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from rumfast.errors import UsageError
-from rumfast.models import ARCHITECTURES, build_model, initialize_
+from rumfast.models import ARCHITECTURES, Projection, build_model, initialize_
 
 
 def images(n=2, size=32, seed=0):
@@ -122,3 +122,21 @@ def test_errors():
         build_model("resnet34", 10)
     with pytest.raises(UsageError, match="classes: got 1, expected at least 2"):
         build_model("resnet8", 1)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 7, 8, 12])
+def test_a_projection_is_a_strided_convolution(channels):
+    """Below 8 channels it takes the pixels first, to the same values and gradients."""
+    draw = torch.Generator().manual_seed(0)
+    image = torch.randn(3, channels, 7, 8, generator=draw, dtype=torch.float64, requires_grad=True)
+    layer = Projection(channels, 2 * channels, 1, 2, bias=False).double()
+    weight = layer.weight.detach().clone().requires_grad_()
+    expected = torch.einsum("oi,bihw->bohw", weight[:, :, 0, 0], image[:, :, ::2, ::2])
+    found = layer(image)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.square().sum(), [image, layer.weight]),
+        torch.autograd.grad(expected.square().sum(), [image, weight]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
