@@ -66,9 +66,11 @@ class Ledger:
 
     def results(self, name: str) -> list[Any]:
         """What the cases of a rung gave, in the order of its plan."""
-        rung = self.rung(name)
-        names = [*rung["planned"], *(case for case in rung["cases"] if case not in rung["planned"])]
-        found = [rung["cases"].get(case, {}) for case in names]
+        if name not in self.rungs:
+            return []
+        planned, cases = self.rungs[name]["planned"], self.rungs[name]["cases"]
+        names = [*planned, *(case for case in cases if case not in planned)]
+        found = [cases.get(case, {}) for case in names]
         return [one["result"] for one in found if "result" in one]
 
 

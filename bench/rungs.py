@@ -12,15 +12,20 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rumfast.bench.ledger import DeviceLost, Rung, outcome
+
+if TYPE_CHECKING:
+    from rumfast.bench.cases import Measure
+    from rumfast.bench.setting import Setting
 
 LOST = 75  # exit status: the GPU answers no more, another process should go on
 BENCH, TESTS, ACCURACY, PLANS = "bench.json", "tests.json", "accuracy.json", "plans.json"
 MEMORIZATION, VOTES, SCORES = "memorization.json", "votes.npz", "scores.npz"
 FILES = ("rungs.json", BENCH, TESTS, MEMORIZATION, VOTES, SCORES, PLANS, ACCURACY)
-DRY_CASES = 2
+DRY_CASES, DRY_STEPS = 2, 2
+SPARE_S = 10.0  # of the memorization rung, in which votes become scores
 ACCURACY_EPOCHS = 15  # half of the recipe's, since the plain loop has to end in time too
 
 Value = TypeVar("Value")
@@ -46,15 +51,32 @@ def suite(rung: Rung) -> None:
     from rumfast.bench.setting import Setting
 
     setting = Setting.measure(rung.dry)
-    cases: dict[str, Callable[[], Any]] = dict(measurements(rung.name, setting))
-    if rung.name == "sweep":
-        from rumfast.bench.sweep import by_workers
-
-        cases["sweep by workers"] = partial(by_workers, setting, os.environ.get("CIFAR10"))
+    own = {"train": epochs, "sweep": sweeps}
+    cases = own[rung.name](rung, setting) if rung.name in own else measurements(rung.name, setting)
     rung.run(few(cases) if rung.dry else cases, partial(write_bench, rung, setting))
 
 
-def write_bench(rung: Rung, setting: Any) -> None:
+def epochs(rung: Rung, setting: "Setting") -> "dict[str, Measure]":
+    """Epochs of training; of two steps in a dry run."""
+    from rumfast.bench.train import cases
+
+    return cases(setting, DRY_STEPS if rung.dry else None)
+
+
+def sweeps(rung: Rung, setting: "Setting") -> "dict[str, Measure]":
+    """Sweeps against a process per member, and by several workers; one of each in a dry run."""
+    from rumfast.bench.sweep import against_processes, by_workers, cases
+
+    several = {"sweep by workers": partial(by_workers, setting, source=os.environ.get("CIFAR10"))}
+    if not rung.dry:
+        return cases(setting) | several
+    return {
+        "sweep": partial(against_processes, setting, members=1, rounds=1),
+        "sweep by workers": partial(by_workers, setting, rounds=1),
+    }
+
+
+def write_bench(rung: Rung, setting: "Setting") -> None:
     """Write the record of all suites measured so far, with what this process knows of the machine."""
     from rumfast.bench import SUITES
     from rumfast.bench.record import blank
@@ -80,7 +102,7 @@ def memorization(rung: Rung) -> None:
             source,
             rung.work,
             recipe.sweep.members,
-            rung.left(),
+            rung.left() - SPARE_S,
             votes=rung.folder / VOTES,
             # Plans that are under way keep the scores that they were begun with.
             scores=None if rung.ledger.state("plans") == "partial" else rung.folder / SCORES,

@@ -34,17 +34,17 @@ INCLUDE = 0.7  # share of the training set each member sees
 
 def cases(setting: Setting) -> dict[str, Measure]:
     """Time sweeps of the shipped digits recipe."""
-    return {"sweep": partial(_against_processes, setting)}
+    members, rounds = setting.size(2, 4, 8), 2 if setting.quick else 3
+    return {"sweep": partial(against_processes, setting, members, rounds)}
 
 
-def _against_processes(setting: Setting) -> list[Case]:
+def against_processes(setting: Setting, members: int, rounds: int) -> list[Case]:
     """Ours against a process per member; workers of ours stay from sweep to sweep, as in a long one.
 
     Accuracies are means over all members that were trained, so that nobody gains speed by training worse.
     """
     data = load_dataset("digits")
     config = recipe(epochs=setting.size(5, 20, 20))
-    members = setting.size(2, 4, 8)
     device = str(setting.device)
     accuracy: dict[str, list[float]] = {OURS: [], ONE: [], MANY: []}
     spec = sweep_spec(data, config, include=INCLUDE, device=device)
@@ -57,7 +57,7 @@ def _against_processes(setting: Setting) -> list[Case]:
         }
         # Our workers start untimed, as they do once in a long sweep; a process per member always starts.
         variants[OURS]()
-        samples = interleave(variants, 2 if setting.quick else 3, setting.device, warmup=0)
+        samples = interleave(variants, rounds, setting.device, warmup=0)
     examples = f"{len(spec.subset(0, len(data)))} of {len(data)} examples"
     shape = f"{config.arch}, digits, {examples}, {config.epochs} epochs, members {members}"
     means = {variant: float(np.mean(values)) for variant, values in accuracy.items()}
@@ -73,7 +73,7 @@ def _against_processes(setting: Setting) -> list[Case]:
     ]
 
 
-def by_workers(setting: Setting, source: str | None = None) -> list[Case]:
+def by_workers(setting: Setting, rounds: int = 3, source: str | None = None) -> list[Case]:
     """Time the local engine with one worker process against two and four on the same device.
 
     Members are ResNet-9 on CIFAR-10, or on random images of its size; in a quick run ResNet-8 on digits.
@@ -96,7 +96,7 @@ def by_workers(setting: Setting, source: str | None = None) -> list[Case]:
             name: engine_sweeps(engine, root / name, spec, members) for name, engine in engines.items()
         }
         # The first round starts the workers, which load the data and compile.
-        samples = interleave(variants, 2 if setting.quick else 3, setting.device)
+        samples = interleave(variants, rounds, setting.device)
     shape = f"{config.arch}, {list(data.train.image_NHWC.shape)} uint8, {config.epochs} epochs"
     return [
         case(

@@ -34,13 +34,16 @@ RECIPE = "cifar10-small"  # shipped for two CPU cores
 LR = 0.01  # random labels must not diverge
 
 
-def cases(setting: Setting) -> dict[str, Measure]:
+def cases(setting: Setting, steps: int | None = None) -> dict[str, Measure]:
     """Time epochs on random 32×32 images, with equal batches and steps for all.
 
     ResNet-18, on CUDA ResNet-9 too, and a recipe; a quick run has ResNet-8 alone. Without ``quick``,
     compiling a peer takes about 100 s once on a CPU.
+
+    Args:
+        steps: of the first case's epoch; None: as many as the setting can bear.
     """
-    steps = setting.size(8, 4, 100)
+    steps = steps or setting.size(8, 4, 100)
     found: dict[str, Measure] = {}
 
     def add(name: str, config: TrainConfig, steps: int) -> None:
