@@ -101,10 +101,12 @@ def load(config: DataConfig, packed: str | None = None) -> Dataset:
 
 def at_most(data: Dataset, config: DataConfig) -> Dataset:
     """As many examples as the recipe asks for, or all, if there are fewer."""
-    asked = (config.train_examples, config.test_examples)
-    there = (len(data), len(data.test))
-    sizes = [None if count is None else min(count, held) for count, held in zip(asked, there, strict=True)]
-    return data.take(*sizes, config.seed)
+    train, test = config.train_examples, config.test_examples
+    return data.take(
+        None if train is None else min(train, len(data)),
+        None if test is None else min(test, len(data.test)),
+        config.seed,
+    )
 
 
 class Pairs:

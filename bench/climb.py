@@ -71,13 +71,13 @@ class Climb:
         print(f"gpu.sh: {name}, at most {limit:.0f} s", flush=True)
         status = LOST
         while status == LOST and (left := limit - (monotonic() - started)) > 1:
-            status = self._process_of(name, left, alone=left > 0.9 * limit)
+            status = self._process_of(name, left)
         ledger = Ledger(self.folder)
         ledger.rung(name)["seconds"] += round(monotonic() - started, 1)
         ledger.write()
         print(f"gpu.sh: {name} is {ledger.state(name)} after {monotonic() - started:.0f} s", flush=True)
 
-    def _process_of(self, name: str, seconds: float, alone: bool) -> int:
+    def _process_of(self, name: str, seconds: float) -> int:
         """Run a rung in a process of its own; LOST if another should go on with the next case."""
         ledger = Ledger(self.folder)
         ledger.rung(name)["running"] = None
@@ -95,7 +95,8 @@ class Climb:
         except subprocess.TimeoutExpired:
             self.stop()
             ledger = Ledger(self.folder)
-            if alone and len(ledger.rung(name)["cases"]) == before:  # it would not fit the next time either
+            alone = len(ledger.rung(name)["cases"]) == before
+            if alone and seconds > 0.9 * LIMIT_S:  # the case that ran would not fit the next time either
                 process_died(ledger, name, f"did not end within {seconds:.0f} s", self.began)
             return 0
         if status not in (0, LOST):

@@ -38,7 +38,7 @@ def climb_plans(rung: Rung, recipe: Recipe, source: str, scores: Path, path: Pat
         path.unlink(missing_ok=True)
     small = on_scores(recipe, source, scores)
     with ExitStack() as stack:
-        engine = stack.enter_context(LocalEngine())
+        engine = stack.enter_context(LocalEngine(1 if rung.dry else None))
         climb = partial(advance, folder=rung.work / digest[:12], engine=engine, path=path)
         cases: dict[str, Callable[[], Any]] = {
             stage: partial(climb, small, small.plans[:1], until=stage) for stage in ("train", "oracles")

@@ -43,7 +43,7 @@ def cases(setting: Setting, steps: int | None = None) -> dict[str, Measure]:
     Args:
         steps: of the first case's epoch; None: as many as the setting can bear.
     """
-    steps = steps or setting.size(8, 4, 100)
+    steps = steps or setting.size(8, 4, 40)
     found: dict[str, Measure] = {}
 
     def add(name: str, config: TrainConfig, steps: int) -> None:
@@ -55,7 +55,7 @@ def cases(setting: Setting, steps: int | None = None) -> dict[str, Measure]:
     if setting.device.type == "cuda":
         add("train epoch, resnet9", augmented("resnet9", setting), steps)
     small = load_recipe(f"{RECIPE}.toml").train.model_copy(update={"lr": LR})
-    add(f"train epoch, {RECIPE}", small, setting.size(8, 40, 100))
+    add(f"train epoch, {RECIPE}", small, setting.size(8, 40, 40))
     return found
 
 
