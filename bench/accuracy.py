@@ -20,6 +20,7 @@ from rumfast.bench.machine import taken
 from rumfast.bench.member import fit, logits
 from rumfast.bench.plain import normalised, plain_loader, plain_workers
 from rumfast.bench.record import described
+from rumfast.bench.setting import limited
 from rumfast.config import DataConfig, TrainConfig, load_recipe
 from rumfast.data import Dataset, dataset_from_source, load_dataset
 from rumfast.evaluation import t_interval
@@ -96,17 +97,7 @@ def load(config: DataConfig, packed: str | None = None) -> Dataset:
         data = dataset_from_source(config.source, config.label_noise, config.seed)
     else:
         data = load_dataset(packed or str(config.path))
-    return at_most(data, config)
-
-
-def at_most(data: Dataset, config: DataConfig) -> Dataset:
-    """As many examples as the recipe asks for, or all, if there are fewer."""
-    train, test = config.train_examples, config.test_examples
-    return data.take(
-        None if train is None else min(train, len(data)),
-        None if test is None else min(test, len(data.test)),
-        config.seed,
-    )
+    return limited(data, config)
 
 
 class Pairs:

@@ -121,11 +121,15 @@ class Rung:
         self.record["planned"] = list(cases)
         self.ledger.write()
         for name in self._todo(cases):
-            longest = max((found.get("seconds", 0.0) for found in self.record["cases"].values()), default=0.0)
-            if self.left() < longest:
+            if self.left() < self._longest():
                 return
             if self.attempt(name, cases[name]):
                 on_case()
+
+    def _longest(self) -> float:
+        """Seconds of the longest case that ended by itself; those that go on take what they are given."""
+        cases = self.record["cases"].values()
+        return max((one.get("seconds", 0.0) for one in cases if one["status"] != "partial"), default=0.0)
 
     def _todo(self, names: Iterable[str]) -> list[str]:
         done = self.record["cases"]

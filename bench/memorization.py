@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rumfast.bench.accuracy import at_most
 from rumfast.bench.ledger import Unfinished
 from rumfast.bench.record import described
+from rumfast.bench.setting import limited
 from rumfast.bench.votes import Votes
 from rumfast.config import Recipe, load_recipe
 from rumfast.data import Dataset, load_dataset
@@ -50,7 +50,7 @@ def measure(
         scores: file to write the memorization scores to, for a recipe's ``sweep.scores``.
         workers: processes; None: as the engine chooses.
     """
-    data = at_most(load_dataset(source), recipe.data)
+    data = limited(load_dataset(source), recipe.data)
     spec = sweep_spec(
         data, recipe.train, include=recipe.sweep.include, design=recipe.sweep.design, device=device
     )

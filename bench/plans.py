@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rumfast.bench.accuracy import at_most
 from rumfast.bench.ledger import Rung
 from rumfast.bench.record import described
+from rumfast.bench.setting import limited
 from rumfast.config import PlanConfig, Recipe
 from rumfast.data import load_dataset
 from rumfast.errors import UsageError
@@ -50,7 +50,7 @@ def climb_plans(rung: Rung, recipe: Recipe, source: str, scores: Path, path: Pat
 
 def on_scores(recipe: Recipe, source: str, scores: Path) -> Recipe:
     """The recipe on published scores, with few models; it forgets the same share of what data there is."""
-    data = at_most(load_dataset(source), recipe.data)
+    data = limited(load_dataset(source), recipe.data)
     asked = recipe.data.train_examples or len(data)
     *request, size = recipe.forget.request.split(":")
     forgotten = max(1, int(size) * len(data) // asked)

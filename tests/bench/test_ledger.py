@@ -89,6 +89,14 @@ def test_no_case_begins_that_would_not_fit(tmp_path):
     assert Ledger(tmp_path).state("smoke") == "complete"
 
 
+def test_a_case_that_goes_on_takes_what_time_there_is(tmp_path):
+    one = rung(tmp_path)
+    one.record["cases"]["members"] = {"status": "partial", "result": 3, "seconds": 230.0}
+    one.ledger.write()
+    rung(tmp_path, seconds=29.0).run({"members": lambda: 4})
+    assert Ledger(tmp_path).results("smoke") == [4]
+
+
 def test_a_process_that_dies_fails_the_case_that_ran(tmp_path):
     one = rung(tmp_path)
     one.record |= {"planned": ["a", "b"], "running": "b", "cases": {"a": {"status": "ok", "result": 1}}}
