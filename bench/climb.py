@@ -150,9 +150,9 @@ def climb_all(climb: Climb, asked: Sequence[str]) -> int:
     print("gpu.sh: " + ", ".join(f"{name} {state}" for name, state in states.items()))
     if not tried and set(states.values()) == {"complete"}:
         print("gpu.sh: every rung is complete; name those to measure again")
-    failed = {name: case for name in tried for case in failures(ledger, name)}
-    for name, error in failed.items():
-        print(f"gpu.sh: {name} failed: {error}", file=sys.stderr)
+    failed = [f"{name} failed: {case}" for name in tried for case in failures(ledger, name)]
+    for line in failed:
+        print(f"gpu.sh: {line}", file=sys.stderr)
     return 1 if failed else 0
 
 
