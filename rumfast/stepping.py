@@ -11,10 +11,10 @@ from torch import Tensor
 
 Fed = TypeVar("Fed")  # what one step is taken on: a batch, or tuples of batches, tensors and constants
 Result = TypeVar("Result")
-Loss = tuple[Tensor, int]  # a loss, and how many examples it used
-Record = Callable[[Callable[[], Loss]], Callable[[], Loss]]
+Loss = tuple[Any, ...]  # a loss, how many examples it used, and any tensors for whoever watches the steps
+Record = Callable[[Callable[[], Any]], Callable[[], Any]]
 
-WARM_UP = 3  # steps of a shape before it is recorded: they compile, and allocate what a graph may not
+WARM_UP = 3  # calls of a shape before it is recorded: they compile, and allocate what a graph may not
 
 
 class Terms(tuple[Any, ...]):
@@ -22,26 +22,71 @@ class Terms(tuple[Any, ...]):
 
 
 class Recorded(NamedTuple):
-    """A step over tensors that stay in place."""
+    """A call over tensors that stay in place."""
 
     fed: Any
-    replay: Callable[[], Loss]
+    replay: Callable[[], Any]
 
 
-class Stepper(Generic[Fed]):
-    """Takes SGD steps on ``loss_of``, a mean over the examples it is given.
+class Replayed(Generic[Fed, Result]):
+    """A computation that is recorded when a shape comes for the fourth time, and replayed from then on.
 
-    A loss over several batches is fed as ``Terms``: ``loss_of`` of each, added up.
-
-    With ``record``, a step whose shapes and constants come for the fourth time is recorded, and from then on
-    replayed: hundreds of kernels of forward, backward and optimizer start at one call. ``loss_of`` runs in
-    Python only while it is recorded, so it must depend on what it is given, on the weights, and on
-    tensors that stay in place; nothing else may change from step to step.
+    Hundreds of kernels then start at one call. ``_compute`` runs in Python only until it is recorded, so it
+    must depend on what it is given and on tensors that stay in place; nothing else may change from call to
+    call. What it returns is overwritten by the next call.
 
     Args:
+        record: see :func:`cuda_graphs`; None computes in Python each time.
+    """
+
+    def __init__(self, record: Record | None) -> None:
+        self._record = record
+        self._called: Counter[Any] = Counter()
+        self.recorded: dict[Any, Recorded] = {}  # by signature
+
+    def _compute(self, fed: Fed) -> Result:
+        raise AssertionError("each kind of computation defines its own")
+
+    def __call__(self, fed: Fed) -> Result:
+        """The computation's result for ``fed``."""
+        if self._record is None:
+            return self._compute(fed)
+        key = signature(fed)
+        if key not in self.recorded:
+            self._called[key] += 1
+            if self._called[key] <= WARM_UP:
+                return self._compute(fed)
+            own = map_tensors(torch.clone, fed)
+            self.recorded[key] = Recorded(own, self._record(lambda: self._compute(own)))
+        recorded = self.recorded[key]
+        for place, tensor in zip(tensors(recorded.fed), tensors(fed), strict=True):
+            place.copy_(tensor, non_blocking=True)
+        return recorded.replay()
+
+
+class Taken(NamedTuple):
+    """A step that was taken; the next one overwrites its tensors.
+
+    Attributes:
+        watched: what ``loss_of`` returned beside the loss and the count, of the whole batch.
+    """
+
+    loss: Tensor
+    examples: int
+    watched: tuple[Tensor, ...]
+
+
+class Stepper(Replayed[Fed, Taken]):
+    """Takes SGD steps on ``loss_of``, a mean over the examples it is given.
+
+    A loss over several batches is fed as ``Terms``: ``loss_of`` of each, added up. Calling it takes a step.
+
+    Args:
+        loss_of: the loss, how many examples it used, and any tensors [B, …] for whoever watches the steps.
         micro_batches: parts that a batch is split into; their gradients are added up, so that one part at a
             time needs memory. Batch norm then sees each part by itself.
-        record: see :func:`cuda_graphs`; None takes every step anew.
+        record: see ``Replayed``; a step is recorded whole: forward, backward, optimizer and ``repair``.
+        repair: called at the end of each step, to put back weights that must not move.
     """
 
     def __init__(
@@ -50,43 +95,34 @@ class Stepper(Generic[Fed]):
         loss_of: Callable[[Fed], Loss],
         micro_batches: int = 1,
         record: Record | None = None,
+        repair: Callable[[], None] | None = None,
     ) -> None:
+        super().__init__(record)
         self.optimizer = optimizer
         self._loss_of = loss_of
         self._micro_batches = micro_batches
-        self._record = record
-        self._taken: Counter[Any] = Counter()
-        self._recorded: dict[Any, Recorded] = {}
+        self._repair = repair
 
-    def __call__(self, fed: Fed) -> Loss:
-        """Take one step; the loss is overwritten by the next."""
-        if self._record is None:
-            return self._take(fed)
-        key = signature(fed)
-        if key not in self._recorded:
-            self._taken[key] += 1
-            if self._taken[key] <= WARM_UP:
-                return self._take(fed)
-            own = map_tensors(torch.clone, fed)
-            self._recorded[key] = Recorded(own, self._record(lambda: self._take(own)))
-        recorded = self._recorded[key]
-        for place, tensor in zip(tensors(recorded.fed), tensors(fed), strict=True):
-            place.copy_(tensor, non_blocking=True)
-        return recorded.replay()
-
-    def _take(self, fed: Fed) -> Loss:
+    def _compute(self, fed: Fed) -> Taken:
         self.optimizer.zero_grad()
-        losses, examples = [], 0
+        losses, examples, watched = [], 0, []
         for term in fed if isinstance(fed, Terms) else (fed,):
             for part in split(term, self._micro_batches):
-                loss, used = self._loss_of(part)
+                loss, used, *more = self._loss_of(part)
                 if self._micro_batches > 1:
                     loss = loss * (_length(part) / _length(term))
                 loss.backward()
                 losses.append(loss.detach())
                 examples += used
+                watched.append(more)
         self.optimizer.step()
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum(), examples
+        if self._repair is not None:
+            self._repair()
+        return Taken(
+            losses[0] if len(losses) == 1 else torch.stack(losses).sum(),
+            examples,
+            tuple(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*watched, strict=True)),
+        )
 
     def set_rate(self, lr: float) -> None:
         """Set the learning rate of the steps to come."""
@@ -164,19 +200,22 @@ def _length(fed: Any) -> int:
 
 
 def cuda_graphs() -> Record:
-    """Record steps as CUDA graphs that share one pool of memory, all on the current stream.
+    """Record calls as CUDA graphs that share one pool of memory, all on the current stream.
+
+    Each caller asks for a recorder of its own: a pool must not be captured into again once its graphs are
+    gone while a tensor still lies in it, such as a gradient, and graphs go with whoever made them.
 
     Whole-step capture after ``torch.cuda.graph``'s documentation, "Whole-network capture".
     """
     pool = torch.cuda.graph_pool_handle()
 
-    def record(step: Callable[[], Loss]) -> Callable[[], Loss]:
+    def record(call: Callable[[], Any]) -> Callable[[], Any]:
         graph = torch.cuda.CUDAGraph()
         # Threads that fill pinned memory go on meanwhile: only this thread's calls are recorded.
         with torch.cuda.graph(graph, pool, torch.cuda.current_stream(), capture_error_mode="thread_local"):
-            result = step()
+            result = call()
 
-        def replay() -> Loss:
+        def replay() -> Any:
             graph.replay()
             return result
 

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import count, islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +11,19 @@ from torch.nn.functional import cross_entropy
 from rumfast.config import TrainConfig
 from rumfast.data import Dataset, check_ids
 from rumfast.errors import DivergedError, UsageError
-from rumfast.loaders import Batch, open_loader
+from rumfast.inference import Predictor
+from rumfast.loaders import Batch, ResidentLoader, batch_count, open_loader
 from rumfast.models import Classifier, build_model, initialize_
 from rumfast.runtime import cpu_threads, pick_device, pick_precision
-from rumfast.stepping import Fed, Loss, Stepper, cuda_graphs, side_stream
+from rumfast.stepping import Fed, Loss, Record, Stepper, Taken, cuda_graphs, side_stream
 
 # Values in the stem's output for one batch, below which a CPU trains faster on one thread than on several:
 # threads of small steps mostly wait for each other (digits, two busy cores: 11 000 against 130 images/s).
 SMALL_STEP = 2**20
+
+# Variants of one network's code that a process may compile: frozen parts, batch sizes, widths, modes. Beyond
+# torch's own limit of 8, which all learners of a process share, it would run uncompiled without a word.
+COMPILED_VARIANTS = 64
 
 Observer = Callable[[Tensor, Tensor, Tensor], None]  # ids [B], logits [B, C] and labels [B] of a step
 
@@ -51,13 +55,25 @@ class Learner:
                 config.arch, len(data.classes), width=config.width, stem_stride=config.stem_stride
             )
         self.model: Classifier = model.to(self.device)
-        compiles = config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda")
-        # The second batch size compiles for any: sets to unlearn have other sizes than those trained on.
-        self._forward = torch.compile(self.model) if compiles else self.model
+        if config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda"):
+            limit = torch._dynamo.config.recompile_limit
+            torch._dynamo.config.recompile_limit = max(limit, COMPILED_VARIANTS)
+            # The second batch size compiles for any: sets to unlearn have other sizes than those trained on.
+            self._forward = torch.compile(self.model)
+        else:
+            self._forward = self.model
         records = config.cuda_graphs == "auto" and self.device.type == "cuda"
-        self._record = cuda_graphs() if records else None
+        self._recorder: Callable[[], Record | None] = cuda_graphs if records else lambda: None
         self._stream = torch.cuda.Stream(self.device) if records else None
         self._training: Stepper[Batch] | None = None
+        self.predictor = Predictor(
+            self.model,
+            data,
+            forward=self._forward,
+            image_NHWC=self.loader.image_NHWC if isinstance(self.loader, ResidentLoader) else None,
+            record=self._recorder(),
+            stream=self._stream,
+        )
         stem = (data.image_size // config.stem_stride) ** 2 * next(self.model.parameters()).shape[0]
         self.threads = 1 if config.batch_size * stem < SMALL_STEP else torch.get_num_threads()
         self.examples = 0
@@ -73,85 +89,100 @@ class Learner:
         """Fused SGD over ``weights`` (None: all of the model's)."""
         chosen = list(self.model.parameters()) if weights is None else weights
         # A graph reads the rate from where it lies.
-        rate = lr if self._record is None else torch.tensor(lr, device=self.device)
+        rate = lr if self._stream is None else torch.full((), lr, device=self.device)
         return torch.optim.SGD(chosen, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=True)
 
     def batches(self, ids: Tensor, epochs: float, seed: int) -> Iterator[Batch]:
         """Shuffled batches of ``ids`` for ``epochs`` passes; a fraction of a pass is rounded up to whole
         batches."""
         steps = math.ceil(round(epochs * self.steps_per_epoch(len(ids)), 9))
-        here = ids.cpu()  # once, since each epoch would wait for what the device still has to do
-        passes = (self.loader.epoch(here, epoch, seed=seed) for epoch in count())
-        return islice((batch for one_pass in passes for batch in one_pass), steps)
+        return islice(chain.from_iterable(self.loader.epochs(ids, seed)), steps)
 
     def steps_per_epoch(self, examples: int) -> int:
         """Batches in one pass over ``examples`` examples."""
-        return math.ceil(examples / self.config.batch_size)
+        return batch_count(examples, self.config.batch_size)
 
     def descend(
         self,
         batches: Iterator[Fed],
         optimizer: torch.optim.Optimizer,
         loss_of: Callable[[Fed], Loss],
-        after_step: Callable[[int], None] | None = None,
+        repair: Callable[[], None] | None = None,
         frozen: nn.Module | None = None,
     ) -> float:
         """Take one SGD step per batch on ``loss_of(batch)``, which also says how many examples it used.
+
+        See ``take``, which takes them, and ``stepper`` for the arguments.
+        """
+        return self.take(batches, self.stepper(optimizer, loss_of, repair), frozen=frozen)
+
+    def stepper(
+        self,
+        optimizer: torch.optim.Optimizer,
+        loss_of: Callable[[Fed], Loss],
+        repair: Callable[[], None] | None = None,
+    ) -> Stepper[Fed]:
+        """Steps to be taken by ``take``, several times over if need be: they are recorded once.
+
+        Args:
+            loss_of: a function of what it is given, of the weights, and of tensors that stay in place.
+            repair: called after each step, to put back weights that must not move.
+        """
+        return Stepper(optimizer, loss_of, self.config.micro_batches, self._recorder(), repair)
+
+    def take(
+        self,
+        batches: Iterator[Fed],
+        step: Stepper[Fed],
+        *,
+        after_step: Callable[[Fed, Taken], None] | None = None,
+        frozen: nn.Module | None = None,
+    ) -> float:
+        """Take a step on each of ``batches``: a batch, or a tuple of batches, tensors and constants.
 
         Returns the last step's loss. The loss stays on the device until the end: a host sync per step costs
         more than the step of a small model.
 
         Args:
-            batches: what each step is taken on: a batch, or a tuple of batches, tensors and constants.
-            loss_of: a function of that, of the weights, and of tensors that stay in place (see ``Stepper``).
+            after_step: called in Python with what each step was taken on, and what came of it.
             frozen: part of the model that stays in eval mode, so that its batch-norm statistics stay too.
 
         Raises:
             DivergedError: the loss, a weight or a batch-norm statistic is not finite at the end.
             UsageError: a step does not fit into the device's memory.
         """
-        return self._take_steps(batches, self._stepper(optimizer, loss_of), after_step, frozen)
-
-    def _stepper(
-        self, optimizer: torch.optim.Optimizer, loss_of: Callable[[Fed], Loss], records: bool = True
-    ) -> Stepper[Fed]:
-        return Stepper(optimizer, loss_of, self.config.micro_batches, self._record if records else None)
-
-    def _take_steps(
-        self,
-        batches: Iterator[Fed],
-        take: Stepper[Fed],
-        after_step: Callable[[int], None] | None = None,
-        frozen: nn.Module | None = None,
-    ) -> float:
         self.model.train()
         if frozen is not None:
             frozen.eval()
         loss = torch.zeros((), device=self.device)
         try:
             with cpu_threads(self.threads), side_stream(self.device, self._stream):
-                for step, batch in enumerate(batches):
-                    loss, examples = take(batch)
-                    self.examples += examples
+                for batch in batches:
+                    taken = step(batch)
+                    loss = taken.loss
+                    self.examples += taken.examples
                     if after_step is not None:
-                        after_step(step)
+                        after_step(batch, taken)
         except torch.OutOfMemoryError as error:
             raise UsageError(
                 f"batch_size: {self.config.batch_size} examples in {self.config.micro_batches} parts do not "
                 f"fit into {self.device}'s memory ({error}); raise micro_batches"
             ) from None
+        finally:
+            self.model.zero_grad()  # gradients of recorded steps keep the memory of graphs that are gone
         self.model.eval()
         last = loss.item()
         if not math.isfinite(last) or not _all_finite(self.model):
             raise DivergedError(f"training diverged: the loss is {last}; lower lr")
         return last
 
-    def cross_entropy(self, batch: Batch, observe: Observer | None = None) -> Loss:
-        """Mean cross-entropy of a batch."""
+    def cross_entropy(self, batch: Batch) -> Loss:
+        """Mean cross-entropy of a batch, and the number of its examples."""
+        return self._watched_cross_entropy(batch)[:2]
+
+    def _watched_cross_entropy(self, batch: Batch) -> Loss:
         logits = self.logits(batch.image)
-        if observe is not None:
-            observe(batch.id, logits.detach(), batch.label)
-        return cross_entropy(logits, batch.label), len(batch.id)
+        return cross_entropy(logits, batch.label), len(batch.id), logits.detach()
 
     def fit(
         self,
@@ -163,32 +194,36 @@ class Learner:
         """Train the model from new weights on ``ids`` with the recipe; returns the last loss.
 
         Args:
+            observe: called after each step with the ids, logits and labels of its batch, the logits as they
+                were before the step.
             after_epoch: called with the number of epochs done; it must leave weights and train mode alone.
         """
         initialize_(self.model, seed)
-        take = self._trainer(observe)
+        step = self._trainer()
         steps_per_epoch = self.steps_per_epoch(len(ids))
+        done = 0
 
-        def schedule(step: int) -> None:
-            take.set_rate(learning_rate(self.config, step / steps_per_epoch))
+        def schedule() -> None:
+            step.set_rate(learning_rate(self.config, done / steps_per_epoch))
 
-        def advance(step: int) -> None:
-            schedule(step + 1)
-            if after_epoch is not None and (step + 1) % steps_per_epoch == 0:
-                after_epoch((step + 1) // steps_per_epoch)
+        def advance(batch: Batch, taken: Taken) -> None:
+            nonlocal done
+            if observe is not None:
+                observe(batch.id, taken.watched[0], batch.label)
+            done += 1
+            schedule()
+            if after_epoch is not None and done % steps_per_epoch == 0:
+                after_epoch(done // steps_per_epoch)
 
-        schedule(0)
-        return self._take_steps(self.batches(ids, self.config.epochs, seed), take, advance)
+        schedule()
+        return self.take(self.batches(ids, self.config.epochs, seed), step, after_step=advance)
 
-    def _trainer(self, observe: Observer | None) -> Stepper[Batch]:
-        """The recipe's steps: the same ones for each model that is trained, unless an observer looks on."""
+    def _trainer(self) -> Stepper[Batch]:
+        """The recipe's steps: the same ones for each model that is trained."""
         config = self.config
-        if observe is not None:  # it runs in Python at each step
-            optimizer = self.optimizer(config.lr, config.momentum, config.weight_decay)
-            return self._stepper(optimizer, partial(self.cross_entropy, observe=observe), records=False)
         if self._training is None:
             optimizer = self.optimizer(config.lr, config.momentum, config.weight_decay)
-            self._training = self._stepper(optimizer, self.cross_entropy)
+            self._training = self.stepper(optimizer, self._watched_cross_entropy)
         self._training.forget_momentum()
         return self._training
 
@@ -231,8 +266,8 @@ def train(
     Args:
         ids: [R] int64 example ids, unique.
         seed: of weights and order; None takes ``config.seed``.
-        observe: called before each step with the ids, logits and labels of its batch, for instance by
-            ``ProxyTotals.add``.
+        observe: called after each step with the ids, logits and labels of its batch, the logits as they were
+            before it, for instance ``ProxyTotals.add``.
 
     Raises:
         DataError: ids are empty, duplicated, out of range or not integers.

@@ -13,12 +13,13 @@ import rumfast
 ROOT = Path(rumfast.__file__).parent.parent
 FOLDERS = {"rumfast": "rumfast", "kernels": "rumfast.kernels", "cli": "rumfast.cli", "bench": "rumfast.bench"}
 FLOORS = {
-    "cli": 7,
-    "pipeline": 6, "bench": 6,
-    "sweeps": 5,
-    "plans": 4,
-    "algorithms": 3,
-    "training": 2, "inference": 2, "reporting": 2, "score_files": 2,
+    "cli": 8,
+    "pipeline": 7, "bench": 7,
+    "sweeps": 6,
+    "plans": 5,
+    "algorithms": 4,
+    "training": 3,
+    "inference": 2, "reporting": 2, "score_files": 2,
     "loaders": 1, "stepping": 1, "scores": 1, "refinement": 1, "surrogates": 1, "store": 1, "doctor": 1,
     "kernels": 0, "models": 0, "data": 0, "evaluation": 0, "config": 0, "runtime": 0, "recipes": 0,
     "progress": -1, "errors": -1,

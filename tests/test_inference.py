@@ -34,7 +34,7 @@ def test_rows_are_examples_in_order_normalised_by_hand(digits, model):
 
 
 def test_embeddings_lead_to_the_logits(digits, model):
-    embedding_ND = embeddings_of(model, digits, digits.train)
+    embedding_ND = embeddings_of(model, digits, digits.train).numpy()
     logits = embedding_ND @ model.fc.weight.detach().numpy().T + model.fc.bias.detach().numpy()
     np.testing.assert_allclose(logits, logits_of(model, digits, digits.train), rtol=1e-4, atol=1e-5)
 

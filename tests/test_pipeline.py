@@ -18,6 +18,7 @@ from rumfast import RumfastError, load_recipe, run
 from rumfast.config import Recipe
 from rumfast.errors import DataError, DivergedError, MismatchError, PartialError, StorageError, UsageError
 from rumfast.pipeline import STAGES, Run
+from rumfast.pipeline.assess import geometry_of, neighbours_of
 from rumfast.store import TEMPORARY, read_json, read_npz
 from rumfast.sweeps import Population
 
@@ -130,6 +131,23 @@ def test_the_neighbours_are_the_nearest_that_stay(unbroken, recipe):
     assert list(geometry) == ["forget", "group/low", "group/high"]
     assert results["refine"]["entanglement"] == geometry["forget"]["entanglement"]
     assert "What stays nearby" in (out / "report" / "index.html").read_text()
+
+
+@pytest.mark.gpu
+def test_geometry_is_computed_where_the_embeddings_lie(unbroken, recipe):
+    """On CUDA beside what the run has computed on a CPU; there the same to the last bit."""
+    device, stored = "cuda" if torch.cuda.is_available() else "cpu", unbroken[0]
+    here = Run(recipe, stored, None, device)
+    assert here.embedding_ND.device.type == device and here.embedding_ND.dtype == torch.float32
+    assert here.embedded(np.array([7, 3])).device == here.embedding_ND.device
+    torch.testing.assert_close(here.embedded(np.array([7, 3])), here.embedding_ND[[7, 3]])
+    slack = 0 if device == "cpu" else 0.02
+    geometry = geometry_of(here)
+    for name, expected in read_json(stored / "scores" / "geometry.json").items():
+        assert geometry[name] == pytest.approx(expected, rel=slack, abs=slack)
+    neighbours, found = read_npz(stored / "forget" / "neighbours.npz"), neighbours_of(here)
+    np.testing.assert_allclose(found["distance_FK"], neighbours["distance_FK"], rtol=slack)
+    assert (found["id_FK"] == neighbours["id_FK"]).mean() > (0.9 if device == "cuda" else 0.999)
 
 
 def test_refined_by_distance_the_groups_are_ordered_by_it(packed, tmp_path):

@@ -106,9 +106,10 @@ def check_memory(samples: int, weights: int, free: int) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a GPU; on a CPU all there is, since the system can make room."""
+    """Memory that is free on a GPU, or kept there by torch for reuse; on a CPU all, since it makes room."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -1,8 +1,7 @@
 """NegGrad: ascend on the forget set; NegGrad+: descend on the retain set meanwhile."""
 
-import math
 from collections.abc import Iterator
-from itertools import chain, count
+from itertools import chain
 from typing import Annotated
 
 from pydantic import Field
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from rumfast.algorithms.base import Algorithm, Epochs, SgdConfig
 from rumfast.config import Rate
-from rumfast.loaders import Batch
+from rumfast.loaders import Batch, batch_count
 from rumfast.runtime import derive_seed
 from rumfast.stepping import Terms
 from rumfast.training import Learner
@@ -59,13 +58,12 @@ def _neggrad_plus(
 
 
 def _cycle(learner: Learner, ids: Tensor, seed: int) -> Iterator[Batch]:
-    here = ids.cpu()  # once: a forget set may fit in one batch, and each epoch would wait for the device
-    return chain.from_iterable(learner.loader.epoch(here, epoch, seed=seed) for epoch in count())
+    return chain.from_iterable(learner.loader.epochs(ids, seed))
 
 
 def _cost(forget: int, retain: int, batch: int, config: NegGradPlusConfig) -> tuple[float, int]:
     """Every retain batch comes with one forget batch, which is smaller where the forget set is."""
-    return retain + math.ceil(retain / batch) * forget / max(1, math.ceil(forget / batch)), 0
+    return retain + batch_count(retain, batch) * forget / max(1, batch_count(forget, batch)), 0
 
 
 NEGGRAD = Algorithm(

@@ -61,7 +61,7 @@ def _relabel(
         return cross_entropy(learner.logits(batch.image), label_N[batch.id]), len(batch.id)
 
     @torch.no_grad()
-    def restore(step: int) -> None:
+    def restore() -> None:
         for parameter, start, still in zip(parameters, original, frozen or [], strict=True):
             torch.where(still, start, parameter, out=parameter)
 

@@ -14,18 +14,18 @@ from rumfast.data.beton import FFCV_INSTALL
 from rumfast.data.layout import read_tables
 from rumfast.errors import DataError, UsageError
 from rumfast.kernels.augment import augment_images
-from rumfast.loaders.resident import Batch, batch_bounds, check_options, epoch_order
+from rumfast.loaders.base import Batch, Loader, batch_bounds, largest_batch
 from rumfast.runtime import usable_cores
 
 STALL_S = 300.0  # seconds without a batch after which the file system is taken for dead
 
 
-class StreamingLoader:
+class StreamingLoader(Loader):
     """The contract and the very batches of ResidentLoader, read from `beton_path` while training.
 
     FFCV only decodes, three batches ahead; order, cropping and flipping are rumfast's own, on the device. One
     decoding thread (`num_workers`) reads about a million small images per second. Needs the extra
-    `rumfast[ffcv]`; raises UsageError without it, DataError for a corrupt file.
+    `rumfast[ffcv]`; raises UsageError without it, DataError for a corrupt file. See `Loader` for the options.
     """
 
     def __init__(
@@ -35,45 +35,21 @@ class StreamingLoader:
         std: Sequence[float],
         *,
         device: torch.device | str,
-        batch_size: int,
-        seed: int = 0,
-        flip: bool = False,
-        crop_padding: int = 0,
-        dtype: torch.dtype = torch.float32,
         num_workers: int = 1,
+        **options: Any,
     ):
-        check_options(batch_size, crop_padding)
+        super().__init__(mean, std, device=device, **options)
         cores = usable_cores()
         if not 1 <= num_workers <= cores:
             raise UsageError(f"num_workers: found {num_workers}, expected 1..{cores}, the cores at hand")
-        self.device = torch.device(device)
         self.tables = read_tables(beton_path)
         self.label_N = torch.from_numpy(self.tables.label_N).to(self.device)
-        self.batch_size = batch_size
-        self.seed = seed
-        self._options: dict[str, Any] = dict(
-            flip=flip, crop_padding=crop_padding, mean=tuple(mean), std=tuple(std), dtype=dtype
-        )
-        self._ffcv = _open_ffcv(self.tables.path, min(batch_size, len(self)), num_workers)
-
-    def __len__(self) -> int:
-        """Number of examples in the file."""
-        return len(self.label_N)
-
-    def epoch(
-        self, ids=None, epoch: int = 0, shuffle: bool = True, seed: int | None = None
-    ) -> Iterator[Batch]:
-        """The batches of one epoch over `ids` (None: all examples), each example once.
-
-        Raises DataError for ids that `check_ids` refuses, before the first batch.
-        """
-        seed = self.seed if seed is None else seed
-        order = epoch_order(ids, len(self), seed=seed, epoch=epoch, shuffle=shuffle)
-        return self._batches(order, seed, epoch)
+        most = min(largest_batch(self.batch_size), len(self))
+        self._ffcv = _open_ffcv(self.tables.path, most, num_workers)
 
     def _batches(self, order: torch.Tensor, seed: int, epoch: int) -> Iterator[Batch]:
         bounds = batch_bounds(len(order), self.batch_size)
-        order_there = order.to(self.device)
+        order_there = self._moved(order)
         decoded = _decoded(self._ffcv, order.numpy(), bounds, self.tables.path)
         with closing(decoded), closing(_on_device(decoded, self.device)) as images:
             for (start, stop), image_BHWC in zip(bounds, images, strict=True):
@@ -83,9 +59,10 @@ class StreamingLoader:
 
 
 class _Order:
-    """An FFCV traversal order that comes in batches of almost equal sizes, as ``batch_bounds`` cuts them.
+    """An FFCV traversal order that comes in batches as ``batch_bounds`` cuts them.
 
-    FFCV asks for ``order[: examples]``, and then for ``order[k * size : (k + 1) * size]`` as its batch k.
+    FFCV asks for ``order[: examples]``, and then for ``order[k * size : (k + 1) * size]`` as its batch k, as
+    long as the order's length says that there are batches.
     """
 
     def __init__(self, order: np.ndarray, bounds: Sequence[tuple[int, int]], size: int):
@@ -97,7 +74,7 @@ class _Order:
         return self
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.bounds) * self.size
 
     def __getitem__(self, part: slice) -> "_Order | np.ndarray":
         if part.start is None:

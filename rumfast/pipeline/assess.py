@@ -21,11 +21,13 @@ from rumfast.evaluation import (
     t_interval,
 )
 from rumfast.inference import predict
+from rumfast.kernels.moments import moments
 from rumfast.kernels.neighbours import nearest
 from rumfast.kernels.pairwise import mean_distance
 from rumfast.models import Classifier
 from rumfast.runtime import environment
-from rumfast.scores import entanglement_score, mmd2, neighbour_overlap
+from rumfast.scores import mmd2, neighbour_overlap
+from rumfast.scores.entanglement import entanglement_of
 from rumfast.store import read_json, read_npz
 from rumfast.sweeps import Population
 
@@ -165,20 +167,20 @@ def summarize(run: "Context") -> tuple[dict[str, Any], dict[str, Any]]:
 
 def geometry_of(run: "Context") -> dict[str, dict[str, float]]:
     """How the forget set, and each group, lies among the retain set in original 0's embedding space."""
-    retain_RD = run.embedding_ND[run.split.retain]
-    sets = {"forget": run.split.forget, **{f"group/{group.name}": group.ids for group in run.groups()}}
+    retain_RD, forget_FD = run.embedded(run.split.retain), run.embedded(run.split.forget)
+    retain = moments(retain_RD)
+    sets = {"forget": forget_FD, **{f"group/{group.name}": run.embedded(group.ids) for group in run.groups()}}
     geometry = {
         name: {
-            "entanglement": entanglement_score(retain_RD, run.embedding_ND[ids]),
+            "entanglement": entanglement_of(retain, moments(points)),
             "neighbour_overlap": neighbour_overlap(
-                retain_RD, run.embedding_ND[ids], min(NEIGHBOURS, len(retain_RD) + len(ids) - 1)
+                retain_RD, points, min(NEIGHBOURS, len(retain_RD) + len(points) - 1)
             ),
-            "mean_distance": float(mean_distance(run.embedding_ND[ids], retain_RD)),
+            "mean_distance": float(mean_distance(points, retain_RD)),
         }
-        for name, ids in sets.items()
+        for name, points in sets.items()
     }
     # Not of each group too: all pairs of the retain set cost far more than the rest together.
-    forget_FD = run.embedding_ND[run.split.forget]
     unbiased = min(len(forget_FD), len(retain_RD)) > 1
     geometry["forget"]["mmd2"] = mmd2(retain_RD, forget_FD, unbiased=unbiased)
     return geometry
@@ -188,9 +190,9 @@ def neighbours_of(run: "Context") -> dict[str, np.ndarray]:
     """The nearest retain examples [F, k] of each forgotten one, by id, and their distances."""
     retain = run.split.retain
     distance_FK, index_FK = nearest(
-        run.embedding_ND[run.split.forget], run.embedding_ND[retain], min(NEIGHBOURS, len(retain))
+        run.embedded(run.split.forget), run.embedded(retain), min(NEIGHBOURS, len(retain))
     )
-    return {"id_FK": retain[index_FK.numpy()], "distance_FK": distance_FK.numpy()}
+    return {"id_FK": retain[index_FK.cpu().numpy()], "distance_FK": distance_FK.cpu().numpy()}
 
 
 def describe(run: "Context") -> dict[str, Any]:

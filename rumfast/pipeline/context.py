@@ -169,7 +169,7 @@ class Context:
         if not self.dir.windows.exists():
             pool = pool_of(self.data, self.excluded)
             with cpu_threads(1):  # as the embeddings
-                found = measure_windows(self.embedding_ND[pool], order_P, size)
+                found = measure_windows(self.embedded(pool), order_P, size)
             content = {
                 "size": size,
                 "start": found.start_W.tolist(),
@@ -203,11 +203,15 @@ class Context:
 
     @cached_property
     def embedding_ND(self) -> Tensor:
-        """Embeddings of the training set in original 0."""
+        """Embeddings of the training set in original 0, float32, kept on the device that computed them."""
         return self.embed()
 
+    def embedded(self, ids: np.ndarray) -> Tensor:
+        """Rows ``ids`` of :attr:`embedding_ND`, on its device."""
+        return self.embedding_ND[torch.as_tensor(ids, device=self.embedding_ND.device)]
+
     def embed(self) -> Tensor:
-        """Make them anew."""
+        """Recompute :attr:`embedding_ND`, uncached."""
         train = self.recipe.train
         model = build_model(
             train.arch, len(self.data.classes), width=train.width, stem_stride=train.stem_stride
@@ -215,16 +219,16 @@ class Context:
         model.load_state_dict(self.originals.state(0))
         model = model.to(pick_device(self.device))
         with cpu_threads(1):  # as the workers: sums then do not depend on the number of cores
-            return torch.from_numpy(embeddings_of(model, self.data, self.data.train))
+            return embeddings_of(model, self.data, self.data.train)
 
     @cached_property
     def distance_N(self) -> np.ndarray:
         """Distance of each embedding to the mean of the pool's, as it was when first asked for."""
         if not self.dir.distance.exists():
             with cpu_threads(1):  # as the embeddings
-                centre_1D = moments(self.embedding_ND[pool_of(self.data, self.excluded)]).mean_GD
+                centre_1D = moments(self.embedded(pool_of(self.data, self.excluded))).mean_GD
                 distance_N = centroid_distances(self.embedding_ND, centre_1D)
-            write_npz(self.dir.distance, {"distance_N": distance_N.numpy()})
+            write_npz(self.dir.distance, {"distance_N": distance_N.cpu().numpy()})
         return read_npz(self.dir.distance)["distance_N"]
 
     @cached_property

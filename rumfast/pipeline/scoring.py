@@ -136,7 +136,7 @@ def costs(run: "Context") -> dict[str, dict[str, float | None]]:
     folds = [run.proxy_population.metrics(index) for index in range(PROXY_MEMBERS)]
     fold = {key: sum(one[f"{key}_s"] for one in folds) for key in ("train", *FOLDED)}
     warm_up, started = run.embedding_ND, time.perf_counter()  # the first pass of a process loads kernels
-    centroid_distances(run.embed(), moments(warm_up).mean_GD)
+    centroid_distances(run.embed(), moments(warm_up).mean_GD).cpu()  # a GPU is waited for
     distance_s = time.perf_counter() - started
     seconds = {
         "original": (metrics["observe_s"], metrics["wall_s"]),

@@ -47,8 +47,10 @@ def entanglement_of(
 ) -> float:
     """:func:`entanglement_score` of two sets whose moments are known, each as one group."""
     both = merge(retain, forget)
-    mean_2D = torch.cat([retain.mean_GD, forget.mean_GD.to(both.mean_GD)])
+    forget = Moments(*(tensor.to(both.mean_GD.device) for tensor in forget))
+    mean_2D = torch.cat([retain.mean_GD, forget.mean_GD])
     centre_1D = both.mean_GD if center == "pooled" else mean_2D.mean(0, keepdim=True)
-    within = sum(float(part.scatter_G / part.count_G) for part in (retain, forget))
-    between = float((mean_2D - centre_1D).square().sum(1).mean())
-    return within / between if between else float("inf")
+    variances = [part.scatter_G / part.count_G for part in (retain, forget)]
+    between_1 = (mean_2D - centre_1D).square().sum(1).mean(0, keepdim=True)
+    of_retain, of_forget, between = torch.cat([*variances, between_1]).tolist()  # a GPU is waited for once
+    return (of_retain + of_forget) / between if between else float("inf")

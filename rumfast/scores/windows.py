@@ -75,9 +75,8 @@ def measure_windows(embedding_PD: Tensor, order_P: np.ndarray, size: int, count:
     ends = np.unique(np.concatenate([[0, examples], start_W, start_W + size]))
     piece_P = np.empty(examples, np.int64)
     piece_P[order_P] = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
-    together = moments(
-        embedding_PD, torch.as_tensor(piece_P, device=embedding_PD.device), groups=len(ends) - 1
-    )
+    found = moments(embedding_PD, torch.as_tensor(piece_P, device=embedding_PD.device), groups=len(ends) - 1)
+    together = Moments(*(tensor.cpu() for tensor in found))  # merging takes thousands of tiny operations
     pieces = [Moments(*(tensor[k : k + 1] for tensor in together)) for k in range(len(ends) - 1)]
 
     def entanglement(start: int) -> float:

@@ -48,6 +48,7 @@ def run_probe(learner: Learner, population: Population, index: int, data: Datase
 def _entanglement(model: Classifier, data: Dataset, retain: np.ndarray, forget: np.ndarray) -> float | None:
     """ES in the model's own embedding space; None where it is infinite, which JSON has no word for."""
     with cpu_threads(1):  # sums then do not depend on the number of cores
-        embedding_ND = torch.from_numpy(embeddings_of(model, data, data.train))
-        score = entanglement_score(embedding_ND[retain], embedding_ND[forget])
+        embedding_ND = embeddings_of(model, data, data.train)
+        retain_R, forget_F = (torch.as_tensor(ids, device=embedding_ND.device) for ids in (retain, forget))
+        score = entanglement_score(embedding_ND[retain_R], embedding_ND[forget_F])
     return score if math.isfinite(score) else None

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from rumfast.data import Dataset
 from rumfast.errors import DivergedError
-from rumfast.inference import logits_of
 from rumfast.kernels.augment import normalise
 from rumfast.loaders import Batch, batch_bounds
-from rumfast.runtime import derive_seed
+from rumfast.runtime import derive_seed, exact_float32
 from rumfast.scores import loss_curvature, symmetric_divergence
+from rumfast.stepping import Loss
 from rumfast.sweeps.population import Population
 from rumfast.training import Learner
 
@@ -78,12 +78,12 @@ def train_proxies(learner: Learner, population: Population, index: int, data: Da
 
 def _holdout(learner: Learner, data: Dataset, held: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
     """How far [N] retraining moved each output, and the epochs it took; NaN and 0 where it diverged."""
-    before_NC = logits_of(learner.model, data, data.train)
+    before_NC = learner.predictor.logits("train")
     try:
         epochs = fit_holdout(learner, torch.as_tensor(held, device=learner.device), seed)
     except DivergedError:  # a recipe that trains at a lower rate; its curvature stands
         return np.full(len(data), np.nan), 0
-    return symmetric_divergence(before_NC, logits_of(learner.model, data, data.train)), epochs
+    return symmetric_divergence(before_NC, learner.predictor.logits("train")), epochs
 
 
 def curvatures(learner: Learner, data: Dataset, ids: np.ndarray) -> np.ndarray:
@@ -98,35 +98,30 @@ def curvatures(learner: Learner, data: Dataset, ids: np.ndarray) -> np.ndarray:
         chosen = ids[start:stop]
         image = torch.from_numpy(data.train.image_NHWC[chosen]).to(learner.device)
         label_B = torch.from_numpy(data.train.label_N[chosen]).to(learner.device)
-        parts.append(loss_curvature(model, normalise(image, data.mean, data.std), label_B))
+        with exact_float32():
+            parts.append(loss_curvature(model, normalise(image, data.mean, data.std), label_B))
     model.train(was_training)
     return torch.cat(parts).cpu().numpy()
 
 
 def fit_holdout(learner: Learner, held: Tensor, seed: int) -> int:
     """Train the learner's model on held-out examples until their loss no longer falls; returns the epochs."""
-    config = learner.config
+    config, total = learner.config, torch.zeros((), device=learner.device)
     optimizer = learner.optimizer(HOLDOUT_LR, config.momentum, config.weight_decay)
-    seed = derive_seed("retrain on holdout", seed)
+
+    def loss_of(batch: Batch) -> Loss:
+        loss, examples = learner.cross_entropy(batch)
+        total.add_(loss.detach() * examples)  # of each example before its step
+        return loss, examples
+
+    step = learner.stepper(optimizer, loss_of)
+    passes = learner.loader.epochs(held, derive_seed("retrain on holdout", seed))
     best, best_epoch, epoch = float("inf"), 0, 0
     while epoch < HOLDOUT_EPOCHS and epoch - best_epoch < PATIENCE:
-        loss = _epoch_loss(learner, held, optimizer, epoch, seed)
+        total.zero_()
+        learner.take(next(passes), step)
+        loss = total.item() / len(held)
         epoch += 1
         if loss < best:
             best, best_epoch = loss, epoch
     return epoch
-
-
-def _epoch_loss(
-    learner: Learner, ids: Tensor, optimizer: torch.optim.Optimizer, epoch: int, seed: int
-) -> float:
-    """Take one epoch's steps; returns the mean loss over its examples, each before its step."""
-    total = torch.zeros((), device=learner.device)
-
-    def loss_of(batch: Batch) -> tuple[Tensor, int]:
-        loss, examples = learner.cross_entropy(batch)
-        total.add_(loss.detach() * examples)
-        return loss, examples
-
-    learner.descend(learner.loader.epoch(ids, epoch, seed=seed), optimizer, loss_of)
-    return total.item() / len(ids)

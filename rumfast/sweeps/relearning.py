@@ -7,9 +7,7 @@ import numpy as np
 import torch
 
 from rumfast.data import Dataset
-from rumfast.data.dataset import Examples
 from rumfast.errors import DivergedError
-from rumfast.inference import logits_of
 from rumfast.training import Learner
 
 
@@ -48,19 +46,20 @@ def relearn(
         seed: of the order.
     """
     config = learner.config
-    examples = Examples(data.train.image_NHWC[forget], data.train.label_N[forget])
+    label_F = data.train.label_N[forget]
     optimizer = learner.optimizer(config.lr, config.momentum, config.weight_decay)
     ids = torch.as_tensor(forget, device=learner.device)
     batches = learner.batches(ids, most / learner.steps_per_epoch(len(ids)), seed)
+    step = learner.stepper(optimizer, learner.cross_entropy)
 
     def accuracy() -> float:
-        return float((logits_of(learner.model, data, examples).argmax(1) == examples.label_N).mean())
+        return float((learner.predictor.logits("train", forget).argmax(1) == label_F).mean())
 
     steps, seen = 0, [accuracy()]
     while seen[-1] < target and steps < most:
         taken = min(every, most - steps)
         try:
-            learner.descend(islice(batches, taken), optimizer, learner.cross_entropy)
+            learner.take(islice(batches, taken), step)
         except DivergedError:
             return Relearning(most, False, tuple(seen))
         steps += taken

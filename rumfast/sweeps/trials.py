@@ -7,7 +7,6 @@ import numpy as np
 from rumfast.data import Dataset
 from rumfast.errors import DataError, DivergedError, MismatchError, UsageError
 from rumfast.evaluation import score_model
-from rumfast.inference import predict
 from rumfast.plans import bind, parse_plan, run_plan, spread_budget
 from rumfast.refinement import Group
 from rumfast.sweeps.population import Population
@@ -47,7 +46,7 @@ def _outcome(learner: Learner, population: Population, index: int, data: Dataset
     before = learner.examples
     try:
         run_plan(learner, bound, retain, mode=candidate.retain, seed=spec.member_seed(pair))
-        predictions = predict(learner.model, data)
+        predictions = learner.predictor.predict()
     except (DivergedError, UsageError) as error:  # or it does not fit into this machine's memory
         return {"index": index, "scores": None, "examples": learner.examples - before, "reason": str(error)}
     scores = score_model(

@@ -22,7 +22,6 @@ import torch
 
 from rumfast.data import Dataset
 from rumfast.errors import DataError, DivergedError, MismatchError, RumfastError, StorageError
-from rumfast.inference import predict
 from rumfast.plans import StepRecord, Unlearned, bind, parse_plan, run_plan, spread_budget
 from rumfast.refinement import Group
 from rumfast.runtime import pick_device, pick_precision
@@ -123,7 +122,7 @@ def train_record(learner: Learner, spec: PopulationSpec, index: int, data: Datas
     nothing = np.empty(0, bool), np.empty(0, bool), np.empty(0, dtype), np.empty(0, dtype)
     try:
         learner.fit(ids, spec.member_seed(index), None if events is None else events.add)
-        predictions = predict(learner.model, data)
+        predictions = learner.predictor.predict()
     except DivergedError:
         return MemberRecord(index, include_N, *nothing, spec.data.fingerprint, diverged=True)
     train, test = (predictions.margins(part, ("margin", "correct")) for part in ("train", "test"))
@@ -178,7 +177,7 @@ def train_model(learner: Learner, population: Population, index: int, data: Data
         }
     else:
         metrics, proxies = fit_reference(learner, spec, index)
-    predictions = predict(learner.model, data)
+    predictions = learner.predictor.predict()
     committed = population.save_model(
         index, _weights(learner), predictions.train_NC, predictions.test_NC, metrics, proxies
     )

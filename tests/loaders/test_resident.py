@@ -4,7 +4,7 @@ import torch
 
 from rumfast.data import Examples
 from rumfast.errors import DataError, UsageError
-from rumfast.loaders import ResidentLoader, batch_bounds
+from rumfast.loaders import ResidentLoader, batch_bounds, batch_count
 from rumfast.models import build_model
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -23,15 +23,33 @@ def ids_of(batches):
     return torch.cat([batch.id for batch in batches]).tolist()
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 20, 64, 100])
 def test_bounds_cover_everything_in_even_batches(batch_size):
-    for n in range(1, 40):
+    for n in range(1, 400):
         bounds = batch_bounds(n, batch_size)
         sizes = [stop - start for start, stop in bounds]
         assert [start for start, _ in bounds] == [0, *(stop for _, stop in bounds[:-1])]
-        assert bounds[-1][1] == n and len(bounds) == -(-n // batch_size)
-        assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+        assert bounds[-1][1] == n and len(bounds) == batch_count(n, batch_size)
+        assert max(sizes) <= 1.05 * batch_size and max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+        assert max(sizes) == min(sizes) or len(bounds) == -(-n // batch_size)
     assert batch_bounds(0, batch_size) == []
+
+
+@pytest.mark.parametrize("batch_size", [19, 20, 64, 100, 256])
+def test_batches_are_of_one_size_wherever_one_nearby_divides(batch_size):
+    for n in range(1, 3000):
+        divisors = (size for size in range(1, n + 1) if n % size == 0)
+        near = [size for size in divisors if abs(size - batch_size) <= batch_size / 20]
+        sizes = {stop - start for start, stop in batch_bounds(n, batch_size)}
+        if near:
+            assert len(sizes) == 1
+        if near and n % -(-n // batch_size):
+            assert abs(sizes.pop() - batch_size) == min(abs(size - batch_size) for size in near)
+
+
+def test_sizes_of_batches_by_hand():
+    assert [batch_count(n, 256) for n in (31_500, 45_000, 35_000)] == [125, 180, 140]  # of 252, 250, 250
+    assert {stop - start for start, stop in batch_bounds(31_489, 256)} == {253, 254}  # a prime number
 
 
 @pytest.mark.parametrize("n, batch_size", [(1, 5), (6, 5), (23, 5), (5, 5), (3, 100)])
@@ -53,6 +71,25 @@ def test_order_follows_seed_and_epoch_without_collisions():
     assert ids_of(one.epoch(epoch=2, seed=1)) == orders[5]
     assert ids_of(loader(seed=1).epoch(epoch=2)) == orders[5]
     assert ids_of(one.epoch([7, 3, 9], shuffle=False)) == [7, 3, 9]
+
+
+def test_epochs_are_epoch_after_epoch_of_ids_checked_once():
+    one, subset = loader(flip=True, crop_padding=2), np.array([20, 1, 8, 13, 2, 0])
+    passes = one.epochs(subset, seed=4)
+    for epoch in range(3):
+        for found, expected in zip(next(passes), one.epoch(subset, epoch, seed=4), strict=True):
+            assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    with pytest.raises(DataError, match="^ids: found"):
+        one.epochs([0, 0])
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 100])
+def test_batches_that_are_augmented_together_are_the_same(at_once):
+    one, together = (loader(flip=True, crop_padding=2) for _ in range(2))
+    together._at_once = at_once
+    for found, expected in zip(together.epoch(epoch=1), one.epoch(epoch=1), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        assert found.image.stride() == expected.image.stride()
 
 
 def test_one_resident_set_serves_many_subsets():

@@ -4,13 +4,23 @@ import pytest
 
 from rumfast.errors import UsageError
 from rumfast.sweeps import LocalEngine, open_engine
-from rumfast.sweeps.engines import slurm_cluster
+from rumfast.sweeps.engines import choice, slurm_cluster
 
 
 def test_local_engines_by_name():
     assert isinstance(open_engine(device="cpu"), LocalEngine)
     assert open_engine("local", workers=3, device="cpu").workers == 3
     assert open_engine(" local ( workers = 2 ) ", workers=3, device="cpu").workers == 2
+
+
+@pytest.mark.parametrize(
+    "text, expected", [("local", True), ("local(mps=auto)", True), ("local(workers=4, mps=off)", False)]
+)
+def test_mps_can_be_turned_off(monkeypatch, text, expected):
+    given = []
+    monkeypatch.setattr(choice, "LocalEngine", lambda *_, mps: given.append(mps))
+    open_engine(text, device="cpu")
+    assert given == [expected]
 
 
 def test_flags_and_options_of_sbatch(monkeypatch):
@@ -35,7 +45,8 @@ def test_cluster_engines_by_name():
         ("local(workers=2, workers=3)", "each key once"),
         ("local(workers=none)", "workers got 'none', expected a number above 0"),
         ("local(workers=0)", "workers got '0', expected a number above 0"),
-        ("local(gpus=1)", "local has no option gpus; it has workers"),
+        ("local(gpus=1)", "local has no option gpus; it has workers, mps"),
+        ("local(mps=on)", "mps got 'on', expected auto or off"),
         ("ray(gpu=1)", "ray has no option gpu; it has address, cpus, gpus"),
         ("ray(gpus=-1)", "gpus got '-1'"),
         ("slurm(slots=many)", "slots got 'many'"),

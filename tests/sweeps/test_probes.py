@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from rumfast import build_model
 from rumfast.errors import DataError
@@ -96,7 +95,7 @@ def test_what_is_measured_is_the_model_as_it_was(probed, parents, probe_spec, di
                 initialize_(model, probe_spec.member_seed(index))
             else:
                 model.load_state_dict(parents[name].state(index))
-            embedding_ND = torch.from_numpy(embeddings_of(model, digits, digits.train))
+            embedding_ND = embeddings_of(model, digits, digits.train)
             by_hand = entanglement_score(embedding_ND[retain], embedding_ND[forget])
             assert probe["entanglement"] == pytest.approx(by_hand, rel=1e-6)
             correct_N = logits_of(model, digits, digits.train).argmax(1) == digits.train.label_N

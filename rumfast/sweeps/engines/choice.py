@@ -13,8 +13,9 @@ def open_engine(text: str = "local", *, workers: int | None = None, device: str 
     """Make the engine that ``text`` names; enter it to use it.
 
     Args:
-        text: a name, with options in brackets: ``local(workers=4)``; ``ray(address=…, cpus=…, gpus=…)``;
-            ``slurm(slots=…, minutes=…, KEY=VALUE, FLAG…)`` with options of sbatch by their long names.
+        text: a name, with options in brackets: ``local(workers=4, mps=off)``;
+            ``ray(address=…, cpus=…, gpus=…)``; ``slurm(slots=…, minutes=…, KEY=VALUE, FLAG…)`` with options
+            of sbatch by their long names.
         workers: local processes, or slots of a Slurm array, where ``text`` does not say.
 
     Raises:
@@ -42,8 +43,11 @@ def _parse(text: str) -> tuple[str, dict[str, str]]:
 
 def _local(options: dict[str, str], workers: int | None, device: str) -> Engine:
     workers = _take(options, "workers", int, workers)
-    _refuse(options, "local", "workers")
-    return LocalEngine(workers, device)
+    mps = options.pop("mps", "auto")
+    if mps not in ("auto", "off"):
+        raise UsageError(f"--engine: mps got {mps!r}, expected auto or off")
+    _refuse(options, "local", "workers, mps")
+    return LocalEngine(workers, device, mps=mps == "auto")
 
 
 def _ray(options: dict[str, str], workers: int | None, device: str) -> Engine:

@@ -15,6 +15,7 @@ from rumfast.errors import UsageError
 from rumfast.runtime import pick_device, usable_cores
 from rumfast.store import remove_partial, require_writable
 from rumfast.sweeps.engines.base import ATTEMPTS, OnDone, error_of, ignore
+from rumfast.sweeps.engines.mps import MpsDaemon, MpsUnavailable, can_start
 from rumfast.sweeps.population import Population
 from rumfast.sweeps.sharing import SharedImages
 
@@ -24,10 +25,11 @@ class WorkerDied(Exception):
 
 
 class Slot:
-    """One worker process, restarted when it dies."""
+    """One worker process with ``variables`` in its environment, restarted when it dies."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, **variables: str) -> None:
         self.device = device
+        self.variables = variables
         self._process: subprocess.Popen[str] | None = None
         self._starting = threading.Lock()
         self._closed = False
@@ -56,7 +58,6 @@ class Slot:
         return json.loads(answer)
 
     def _start(self) -> subprocess.Popen[str]:
-        threads = {"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {}
         # A session of its own: Ctrl-C reaches the engine alone, which then stops its workers in order.
         return subprocess.Popen(
             [sys.executable, "-m", "rumfast.sweeps.worker", "--device", self.device],
@@ -64,7 +65,7 @@ class Slot:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            env=os.environ | threads,
+            env=os.environ | self.variables,
         )
 
     def shut(self) -> None:
@@ -96,9 +97,18 @@ class LocalEngine:
 
     Use it as a context manager; workers start with the first task and serve every population after it, so
     that importing torch and loading the data set are paid once.
+
+    Where there are more workers than GPUs, several share one: side by side under an MPS daemon that the
+    engine starts, or in turn where MPS is missing, fails or is off. Each worker has a copy of the images on
+    its GPU (CIFAR-10: 150 MB). A kernel that fails under MPS may end all workers of its GPU; they are
+    restarted.
+
+    Args:
+        workers: processes; None takes one per core or GPU.
+        mps: start the daemon where workers share a GPU and the user runs none.
     """
 
-    def __init__(self, workers: int | None = None, device: str = "auto") -> None:
+    def __init__(self, workers: int | None = None, device: str = "auto", *, mps: bool = True) -> None:
         if workers is not None and workers < 1:
             raise UsageError(f"workers: got {workers}, expected at least 1")
         where = pick_device(device)
@@ -108,8 +118,12 @@ class LocalEngine:
             devices = [str(where)] * (usable_cores() if where.type == "cpu" else 1)
         count = workers or len(devices)
         self.device = device
-        self.slots = [Slot(devices[index % len(devices)]) for index in range(count)]
+        self.slots = [
+            Slot(devices[index % len(devices)], **_threads(where, count)) for index in range(count)
+        ]
         self._images = SharedImages() if where.type == "cpu" and count > 1 else None
+        self._wants_mps = mps and where.type == "cuda" and count > len(devices)
+        self._mps: MpsDaemon | None = None
 
     @property
     def workers(self) -> int:
@@ -126,10 +140,27 @@ class LocalEngine:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            for slot in self.slots:
+                slot.stop(kill=kind is not None)
+        finally:
+            if self._mps is not None:
+                self._mps.stop()
+            if self._images is not None:
+                self._images.close()
+
+    def _start_mps(self) -> None:
+        """Start MPS once, before the first worker; without it workers take turns."""
+        if not self._wants_mps or not can_start():
+            return
+        self._wants_mps = False
+        try:
+            self._mps = MpsDaemon(torch.cuda.device_count())
+        except MpsUnavailable as error:
+            print(f"rumfast: workers take turns on a GPU; MPS did not start: {error}", file=sys.stderr)
+            return
         for slot in self.slots:
-            slot.stop(kill=kind is not None)
-        if self._images is not None:
-            self._images.close()
+            slot.variables |= self._mps.variables
 
     def run(self, population: Population, indices: Iterable[int], on_done: OnDone = ignore) -> None:
         """Train the members ``indices`` that the store lacks; ``on_done`` gets each one's status and wall_s.
@@ -146,6 +177,7 @@ class LocalEngine:
         if not expected:
             return
         require_writable(population.root)
+        self._start_mps()
         task: dict[str, Any] = {"population": str(population.root.resolve())}
         if self._images is not None:
             task["images"] = self._images.path(population.spec.data)
@@ -185,6 +217,15 @@ class LocalEngine:
             thread.join()
         for slot in slots:
             slot.stop()
+
+
+def _threads(where: torch.device, workers: int) -> dict[str, str]:
+    """Threads of a worker, in variables: one on a CPU; beside a GPU its share of the cores, or the user's."""
+    if where.type == "cpu":
+        return {"OMP_NUM_THREADS": "1"}
+    share = str(max(1, usable_cores() // workers))
+    names = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+    return {name: share for name in names if workers > 1 and name not in os.environ}
 
 
 def _drain(
