@@ -25,6 +25,7 @@ from rumfast.kernels.moments import moments, reference_moments
 from rumfast.kernels.neighbours import nearest
 from rumfast.runtime import pick_device
 from rumfast.scores.proxies import TrainingEvents
+from rumfast.stepping import WARM_UP
 from rumfast.sweeps import run_sweep
 from rumfast.training import Learner
 
@@ -55,6 +56,7 @@ def cases(dry: bool) -> dict[str, Callable[[], Numbers]]:
         "fit, eager": partial(scene.fit, compile="off", cuda_graphs="off"),
         "fit, recorded": partial(scene.fit, compile="off"),
         "fit in micro-batches, recorded": partial(scene.fit, compile="off", micro_batches=3),
+        "steps and predictions are recorded": scene.recorded,
         "predictions against float64": scene.predictions,
         "finetune > cfk on a learner without fit": scene.steps_without_fit,
         "observed fit": scene.observed,
@@ -88,7 +90,7 @@ class Scene:
 
     def accuracy(self, learner: Learner) -> float:
         """On the test set."""
-        return predict(learner.model, self.data).accuracy("test")
+        return learner.predictor.predict().accuracy("test")
 
     @torch.no_grad()
     def kernel(self, kernel: Kernel) -> Numbers:
@@ -142,16 +144,31 @@ class Scene:
         learner.fit(self.ids, 0)
         return learner, {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
 
+    def recorded(self) -> Numbers:
+        """Graphs that an epoch's steps and some predictions leave: at least one each on CUDA."""
+        learner = self.learner(compile="off")
+        stepper = learner.stepper(learner.optimizer(0.01, 0.9, 0.0), learner.cross_entropy)
+        learner.take(learner.batches(self.ids, self.epochs, 0), stepper)
+        for _ in range(WARM_UP + 1):
+            learner.predictor.predict()
+        found = {"of steps": stepper.recorded, "of predictions": learner.predictor.recorded}
+        counts = {name: float(len(graphs)) for name, graphs in found.items()}
+        return at_least(counts, 1.0 if self.device.type == "cuda" else 0.0)
+
     def predictions(self) -> Numbers:
         """Share of test images that float64 puts into another class, and the largest error of a logit."""
         learner, weights = self.original
         learner.model.load_state_dict(weights)
-        found_NC = torch.from_numpy(predict(learner.model, self.data).test_NC).double()
+        ways = {"plain": predict(learner.model, self.data), "recorded": learner.predictor.predict()}
         test_image = normalised(self.data.test.image_NHWC, np.array(self.data.mean), np.array(self.data.std))
         with torch.no_grad():
             exact_NC = deepcopy(learner.model).double().cpu().eval()(test_image.double())
-        changed = float((found_NC.argmax(1) != exact_NC.argmax(1)).double().mean())
-        return at_most({"changed": changed}, CHANGED) | {"error": float((found_NC - exact_NC).abs().max())}
+        changed, error = {}, {}
+        for way, predictions in ways.items():
+            found_NC = torch.from_numpy(predictions.test_NC).double()
+            changed[f"changed, {way}"] = float((found_NC.argmax(1) != exact_NC.argmax(1)).double().mean())
+            error[f"error, {way}"] = float((found_NC - exact_NC).abs().max())
+        return at_most(changed, CHANGED) | error
 
     def steps_without_fit(self) -> Numbers:
         """Recorded steps of several algorithms in turn; frozen weights must not keep memory of old graphs."""

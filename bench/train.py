@@ -155,11 +155,11 @@ def learner_loop(learner: Learner) -> Loop:
     """Ours: the same recorded steps from epoch to epoch, as from model to model of a sweep."""
     config = learner.config
     optimizer = learner.optimizer(config.lr, config.momentum, config.weight_decay)
-    stepper = learner._stepper(optimizer, learner.cross_entropy)
+    stepper = learner.stepper(optimizer, learner.cross_entropy)
     ids = torch.arange(len(learner.loader), device=learner.device)
     seeds = count()
     return Loop(
-        lambda: learner._take_steps(learner.batches(ids, 1, next(seeds)), stepper),
+        lambda: learner.take(learner.batches(ids, 1, next(seeds)), stepper),
         lambda: learner.batches(ids, 1, next(seeds)),
         lambda batch: learner.cross_entropy(batch)[0],
         optimizer,

@@ -59,12 +59,12 @@ def algorithms(learner: Learner, split: Split, names: Sequence[str] = TIMED) -> 
 
     config = learner.config
     optimizer = learner.optimizer(config.lr, config.momentum, config.weight_decay)
-    stepper = learner._stepper(optimizer, learner.cross_entropy)  # as training has: one for all models
+    stepper = learner.stepper(optimizer, learner.cross_entropy)  # as training has: one for all models
 
     def train() -> None:
         learner.model.load_state_dict(original)
         stepper.forget_momentum()
-        learner._take_steps(learner.batches(retain, EPOCHS, 0), stepper)
+        learner.take(learner.batches(retain, EPOCHS, 0), stepper)
 
     peers: dict[str, Call] = {TRAIN: train, RETRAIN: partial(unlearn, "retrain")}
     return peers | {name: partial(unlearn, name) for name in names}

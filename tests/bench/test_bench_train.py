@@ -97,8 +97,8 @@ def test_taking_a_step_apart_trains_as_the_whole_does():
 def test_epochs_share_their_steps():
     """What a first call compiles, tunes and records, later calls need not."""
     learner, made = Learner(random_dataset(24, size=8), TINY, "cpu"), []
-    make = learner._stepper
-    learner._stepper = lambda *arguments: made.append(make(*arguments)) or made[-1]
+    make = learner.stepper
+    learner.stepper = lambda *arguments: made.append(make(*arguments)) or made[-1]
     loop = train.learner_loop(learner)
     first = loop.epoch()
     assert math.isfinite(first) and loop.epoch() != first and len(made) == 1
