@@ -81,7 +81,7 @@ def by_workers(setting: Setting, rounds: int = 3, source: str | None = None) -> 
     Args:
         source: of CIFAR-10, packed or for instance ``npz:FILE``.
     """
-    members, device = setting.size(2, 4, 8), str(setting.device)
+    members, device = setting.size(1, 4, 8), str(setting.device)
     counts = {OURS: 1} | {f"{OWN}{count} workers": count for count in setting.size((2,), (2, 4), (2, 4))}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         root = Path(folder)
