@@ -150,16 +150,19 @@ def climb_all(climb: Climb, asked: Sequence[str]) -> int:
     print("gpu.sh: " + ", ".join(f"{name} {state}" for name, state in states.items()))
     if not tried and set(states.values()) == {"complete"}:
         print("gpu.sh: every rung is complete; name those to measure again")
-    failed = [f"{name} failed: {case}" for name in tried for case in failures(ledger, name)]
+    for name in tried:
+        for case in errors(ledger, name, "missing"):
+            print(f"gpu.sh: {name} left out {case}")
+    failed = [f"{name} failed: {case}" for name in tried for case in errors(ledger, name, "failed")]
     for line in failed:
         print(f"gpu.sh: {line}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def failures(ledger: Ledger, name: str) -> list[str]:
-    """The failed cases of a rung, with their errors."""
+def errors(ledger: Ledger, name: str, status: str) -> list[str]:
+    """The cases of a rung that ended so, with their errors."""
     cases = ledger.rung(name)["cases"]
-    return [f"{case}: {found['error']}" for case, found in cases.items() if found["status"] == "failed"]
+    return [f"{case}: {found['error']}" for case, found in cases.items() if found["status"] == status]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

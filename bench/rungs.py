@@ -24,7 +24,7 @@ LOST = 75  # exit status: the GPU answers no more, another process should go on
 BENCH, TESTS, ACCURACY, PLANS = "bench.json", "tests.json", "accuracy.json", "plans.json"
 MEMORIZATION, VOTES, SCORES = "memorization.json", "votes.npz", "scores.npz"
 FILES = ("rungs.json", BENCH, TESTS, MEMORIZATION, VOTES, SCORES, PLANS, ACCURACY)
-DRY_CASES, DRY_STEPS = 2, 2
+DRY_STEPS = 2
 SPARE_S = 10.0  # of the memorization rung, in which votes become scores
 ACCURACY_EPOCHS = 15  # half of the recipe's, since the plain loop has to end in time too
 
@@ -51,9 +51,9 @@ def suite(rung: Rung) -> None:
     from rumfast.bench.setting import Setting
 
     setting = Setting.measure(rung.dry)
-    own = {"train": epochs, "sweep": sweeps}
+    own = {"train": epochs, "sweep": sweeps, "unlearn": algorithms}
     cases = own[rung.name](rung, setting) if rung.name in own else measurements(rung.name, setting)
-    rung.run(few(cases) if rung.dry else cases, partial(write_bench, rung, setting))
+    rung.run(few(cases, 1) if rung.dry else cases, partial(write_bench, rung, setting))
 
 
 def epochs(rung: Rung, setting: "Setting") -> "dict[str, Measure]":
@@ -64,15 +64,21 @@ def epochs(rung: Rung, setting: "Setting") -> "dict[str, Measure]":
 
 
 def sweeps(rung: Rung, setting: "Setting") -> "dict[str, Measure]":
-    """Sweeps against a process per member, which takes ten seconds on a GPU, and by several workers."""
+    """Sweeps by several workers, and against a process per member, which takes ten seconds on a GPU."""
     from rumfast.bench.sweep import against_processes, by_workers
 
-    members, rounds = (1, 1) if rung.dry else (4, 2)
-    source = None if rung.dry else os.environ.get("CIFAR10")
+    rounds, source = (1, None) if rung.dry else (2, os.environ.get("CIFAR10"))
     return {
-        "sweep": partial(against_processes, setting, members, rounds),
         "sweep by workers": partial(by_workers, setting, rounds, source),
+        "sweep": partial(against_processes, setting, 4, rounds),
     }
+
+
+def algorithms(rung: Rung, setting: "Setting") -> "dict[str, Measure]":
+    """All algorithms; one of them, once, in a dry run."""
+    from rumfast.bench.unlearn import cases, measure
+
+    return {"unlearn finetune": partial(measure, ["finetune"], setting, 1)} if rung.dry else cases(setting)
 
 
 def write_bench(rung: Rung, setting: "Setting") -> None:
@@ -153,7 +159,7 @@ def chosen_recipe(dry: bool) -> tuple[Any, str]:
     return recipe.model_copy(update=small), source or "digits"
 
 
-def few(cases: Mapping[str, Value], count: int = DRY_CASES) -> dict[str, Value]:
+def few(cases: Mapping[str, Value], count: int) -> dict[str, Value]:
     """The first of them."""
     return dict(list(cases.items())[:count])
 

@@ -61,10 +61,10 @@ def cases(dry: bool) -> dict[str, Callable[[], Numbers]]:
         "finetune > cfk on a learner without fit": scene.steps_without_fit,
         "observed fit": scene.observed,
     }
-    if not dry:  # compiling takes a minute on a CPU
-        found["fit, compiled and recorded"] = scene.fit
     found |= {f"algorithm {name}": partial(scene.algorithm, name) for name in algorithms}
-    return found | {"a sweep by a worker process": partial(scene.sweep, 2 if dry else 4)}
+    if not dry:  # compiling takes a minute on a CPU; worker processes are started by other rungs
+        found |= {"fit, compiled and recorded": scene.fit, "a sweep by a worker process": scene.sweep}
+    return found
 
 
 class Scene:
@@ -196,12 +196,12 @@ class Scene:
         algorithm.run(learner, self.ids[:100], self.ids[100:], algorithm.config(**options), 1)
         return at_least({"accuracy": self.accuracy(learner)}, 0.0)
 
-    def sweep(self, members: int) -> Numbers:
+    def sweep(self) -> Numbers:
         """Train members in a worker process, and reduce them to scores."""
         config = self.learner(compile="off").config
         with tempfile.TemporaryDirectory() as folder:
             device = str(self.device)
-            sweep = run_sweep(self.data, config, members=members, out=folder, device=device, workers=1)
+            sweep = run_sweep(self.data, config, members=4, out=folder, device=device, workers=1)
             score_N = sweep.memorization().score_N
         return at_least({"mean score": float(np.nanmean(score_N))}, -1.0)
 

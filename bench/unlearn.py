@@ -30,10 +30,12 @@ def cases(setting: Setting) -> dict[str, Measure]:
     retraining, which is what a user is spared.
     """
     together = [TIMED[start : start + TOGETHER] for start in range(0, len(TIMED), TOGETHER)]
-    return {f"unlearn {', '.join(names)}": partial(_measure, names, setting) for names in together}
+    rounds = 3 if setting.quick else 5
+    return {f"unlearn {', '.join(names)}": partial(measure, names, setting, rounds) for names in together}
 
 
-def _measure(names: Sequence[str], setting: Setting) -> list[Case]:
+def measure(names: Sequence[str], setting: Setting, rounds: int) -> list[Case]:
+    """Two cases for each of some algorithms, timed in turn with training and retraining."""
     data = load_dataset("digits")
     data = data.take(setting.size(300, 1400, 1400), 100)
     learner = Learner(data, recipe(epochs=20), str(setting.device))
@@ -41,7 +43,7 @@ def _measure(names: Sequence[str], setting: Setting) -> list[Case]:
     with cpu_threads(1):
         variants = algorithms(learner, split, names)
         gradients = {name: spent(learner, call) for name, call in variants.items()}
-        samples = interleave(variants, 3 if setting.quick else 5, setting.device, warmup=0)
+        samples = interleave(variants, rounds, setting.device, warmup=0)
     shape = f"{learner.config.arch}, digits, {len(split.forget)} of {len(data)} examples forgotten, 1 thread"
     return [one for name in names for one in _two_cases(name, shape, learner, samples, gradients)]
 

@@ -162,4 +162,4 @@ def test_exit_status_tells_of_failed_cases_of_this_climb(tmp_path, monkeypatch, 
 
 
 def test_few_takes_the_first():
-    assert few({"a": 1, "b": 2, "c": 3}) == {"a": 1, "b": 2}
+    assert few({"a": 1, "b": 2, "c": 3}, 2) == {"a": 1, "b": 2}
