@@ -13,7 +13,7 @@ from rumfast.config import PlanConfig, Recipe
 from rumfast.data import load_dataset
 from rumfast.errors import UsageError
 from rumfast.pipeline import STAGES, Run
-from rumfast.store import read_json, write_json
+from rumfast.store import read_json, read_npz, write_json
 from rumfast.store.reads import content_digest
 from rumfast.sweeps import LocalEngine
 
@@ -88,6 +88,18 @@ def advance(
     earlier = read_json(path)["plans"] if path.exists() else []
     names = {plan["name"] for plan in result["plans"]}
     result["plans"] = [plan for plan in earlier if plan["name"] not in names] + result["plans"]
-    write_json(path, result | {"environment": described()})
+    write_json(path, result | _told(recipe, result))
     (row,) = (plan for plan in result["plans"] if plan["name"] in names)
     return {metric: found["mean"] for metric, found in row["metrics"].items()}
+
+
+def _told(recipe: Recipe, result: dict[str, Any]) -> dict[str, Any]:
+    """What the evaluation does not know: the sweep behind the scores, and the commit; folders left out."""
+    scores = Path(str(recipe.sweep.scores))
+    stored = read_npz(scores)
+    members = int((stored["included"] + stored["excluded"]).max())
+    return {
+        "sweep": result["sweep"] | {"members": members, "include": recipe.sweep.include},
+        "config_toml": result["config_toml"].replace(f"{scores.parent}/", ""),
+        "environment": described(),
+    }

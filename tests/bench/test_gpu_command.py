@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from rumfast.bench import kernels
+from rumfast.bench.readme import evaluation_table
 from rumfast.bench.rungs import FILES, RUNGS
 from rumfast.score_files import read_scores
-from rumfast.store import read_npz
+from rumfast.store import read_json, read_npz
 
 ROOT = Path(kernels.__file__).resolve().parent.parent
 # What a bare torch machine lacks; pydantic and tomli-w come there as wheels, mpmath and Pillow with others.
@@ -135,7 +136,9 @@ def test_dry_run_climbs_every_rung_on_a_bare_machine(tmp_path):
     sweep = json.loads((out / "memorization.json").read_text())
     scores = read_scores(out / "scores.npz", read_npz(out / "scores.npz")["label"])
     assert sweep["members"] == 6 == scores.included.max() + scores.excluded[scores.included.argmax()]
-    assert len(json.loads((out / "plans.json").read_text())["plans"]) == 2
+    plans = read_json(out / "plans.json")
+    assert len(plans["plans"]) == 2 and "| `finetune` |" in evaluation_table(plans)
+    assert plans["sweep"]["members"] == 6 and str(tmp_path) not in (out / "plans.json").read_text()
     assert not (checkout / "bench" / "results").exists()
     before = (out / "rungs.json").read_bytes()
     again = gpu(checkout, *call, PYTHONPATH=str(hidden))
