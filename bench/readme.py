@@ -99,16 +99,19 @@ def _machine(record: Mapping[str, Any]) -> str:
 
 
 def builds_table(record: Mapping[str, Any]) -> str:
-    """Markdown table of ahead-of-time builds: registers per thread and shared memory, by target."""
-    targets = list(dict.fromkeys(row["target"] for row in record["builds"]))
-    cells = {(row["kernel"], row["target"]): row for row in record["builds"]}
+    """Markdown table of the newest Triton's builds: registers per thread and shared memory, by target."""
+    versions = sorted(record["builds"], key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
+    built = record["builds"][versions[-1]]
+    targets = list(dict.fromkeys(row["target"] for row in built))
+    texts = {
+        (row["kernel"], row["target"]): f"{row['registers']}, {row['shared'] / 1024:.3g} KiB" for row in built
+    }
     rows = [f"| kernel | {' | '.join(targets)} |", "|---|" + "---:|" * len(targets)]
-    for kernel in dict.fromkeys(row["kernel"] for row in record["builds"]):
-        found = [cells[kernel, target] for target in targets]
-        texts = [f"{row['registers']}, {row['shared'] / 1024:.3g} KiB" for row in found]
-        rows.append(f"| {kernel} | {' | '.join(texts)} |")
-    spilled = sum(row["spills"] for row in record["builds"])
-    return "\n".join([*rows, "", f"{spilled} bytes spilled in all; triton {record['triton']}."]) + "\n"
+    for kernel in dict.fromkeys(row["kernel"] for row in built):
+        rows.append(f"| {kernel} | {' | '.join(texts.get((kernel, target), '–') for target in targets)} |")
+    spilled = sum(row["spills"] for rows in record["builds"].values() for row in rows)
+    note = f"Triton {versions[-1]}; {spilled} bytes spilled in all, with Triton {' and '.join(versions)}."
+    return "\n".join([*rows, "", note]) + "\n"
 
 
 def evaluation_table(record: Mapping[str, Any]) -> str:

@@ -5,9 +5,11 @@ torch operations on the CPU. ``triton`` and ``torch`` (the formula as written) i
 cannot run. TRITON_INTERPRET=1 runs Triton kernels on CPU tensors, slowly, for tests.
 """
 
+from functools import partial
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 try:
@@ -20,9 +22,11 @@ Backend = Literal["auto", "triton", "torch"]
 Meta = dict[str, int]  # what a kernel is specialised to: block sizes, num_warps, num_stages
 
 
-def jit(function: Any) -> Any:
-    """``triton.jit`` where Triton is installed."""
-    return triton.jit(function) if triton else function
+def jit(function: Any = None, **options: Any) -> Any:
+    """``triton.jit`` where Triton is installed, with its options if called with any."""
+    if function is None:
+        return partial(jit, **options)
+    return triton.jit(function, **options) if triton else function
 
 
 def pick_backend(backend: Backend, tensor: Tensor) -> Backend:
@@ -38,6 +42,31 @@ def pick_backend(backend: Backend, tensor: Tensor) -> Backend:
             found = "no Triton installed" if triton is None else f"a tensor on {tensor.device}"
             raise ValueError(f"backend: triton asked for, got {found}; use auto, or a CUDA device")
     return backend
+
+
+class Target(NamedTuple):
+    """What block sizes and precisions depend on.
+
+    Attributes:
+        amd: True for an AMD GPU.
+        capability: compute capability of an NVIDIA GPU, 90 for 9.0; 0 elsewhere.
+    """
+
+    amd: bool
+    capability: int
+
+
+def target_of(tensor: Tensor) -> Target:
+    """What Triton would compile for on the device of ``tensor``; no GPU where kernels are interpreted.
+
+    Launchers ask Triton's driver, not torch, so that ahead-of-time builds can name any target.
+    """
+    if triton.knobs.runtime.interpret:
+        return Target(amd=False, capability=0)
+    with torch.cuda.device_of(tensor):
+        found = triton.runtime.driver.active.get_current_target()
+    amd = found.backend == "hip"
+    return Target(amd, capability=0 if amd else found.arch)
 
 
 def power_of_2(count: int) -> int:

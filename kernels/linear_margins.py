@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rumfast.kernels import margins as dense
-from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, tl
+from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, target_of, tl
 from rumfast.kernels.margins import OUTPUTS, Margins, Statistics, finish, online
 
 NARROW = 4096  # classes up to which a row block's logits are computed at once on a CPU
@@ -107,11 +107,12 @@ def _launch(
     b_MC = None if bias is None else _as_members(bias, lead, 1)
     if found[0].numel():
         blocks = meta(classes, width, embedding.dtype)
+        precision = "ieee" if target_of(embedding).amd else "tf32x3"
         with torch.cuda.device_of(embedding):
             _linear_margins_kernel[(-(-examples // blocks["BLOCK_N"]), len(x_MND))](
                 x_MND, w_MCD, b_MC, label.contiguous(), *x_MND.stride(), *w_MCD.stride(),
                 *((0, 0) if b_MC is None else b_MC.stride()), examples, classes, width,
-                *dense.spread(found, outputs), PRECISION="ieee" if torch.version.hip else "tf32x3", **blocks,
+                *dense.spread(found, outputs), PRECISION=precision, **blocks,
             )  # fmt: skip
     return found
 

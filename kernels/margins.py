@@ -27,7 +27,10 @@ from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2
 LOG2_E = math.log2(math.e)
 SCRATCH = 1 << 18  # floats worked on at a time on a CPU: 1 MiB stays in the L2 cache
 SAFE_SUM = 2.0**40  # within 1/SAFE_SUM..SAFE_SUM, Σ exp z needs no shift: error in its log below 3e-6
+THREAD = 32  # classes of a row that one thread takes
+WIDE = 256  # classes from which on a row is read by all threads of its program
 WIDEST = 4096  # classes in registers at once
+MOST_MEMBERS = 65_535  # blocks along a grid's second dimension
 
 
 class Margins(NamedTuple):
@@ -137,48 +140,107 @@ def finish(
 
 
 @jit
+def own_logit(start, label, example, class_stride, inside, classes):
+    """The label of each row as int32, and its logit; NaN where there is no such class."""
+    y = tl.load(label + example, inside, other=0)
+    known = inside & (y >= 0) & (y < classes)
+    y = y.to(tl.int32)
+    return y, tl.load(start + y.to(tl.int64) * class_stride, known, other=float("nan")).to(tl.float32)
+
+
+@jit
 def _margins_kernel(
-    logits, label, member_stride, row_stride, class_stride, examples, rows, classes,
+    logits, label, member_stride, row_stride, class_stride, examples,
+    margin_out, hard_out, loss_out, confidence_out, max_confidence_out, entropy_out, correct_out,
+    CLASSES: tl.constexpr, PACKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A block of one member's rows per program, whole in registers: BLOCK_C neighbouring classes at a time.
+
+    So few classes lie in one thread or in a few of a warp, and nothing is computed twice by many threads.
+    PACKED rows follow each other without gaps: their alignment is known, and loads take several classes.
+    """
+    member = tl.program_id(1).to(tl.int64)
+    example = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = example < examples
+    row = member * examples + example
+    if PACKED:
+        start = logits + row * CLASSES
+    else:
+        start = logits + member * member_stride + example * row_stride
+    y, own = own_logit(start, label, example, class_stride, inside, CLASSES)
+    best = tl.full((BLOCK_N, BLOCK_C), float("-inf"), tl.float32)
+    first = tl.full((BLOCK_N, BLOCK_C), 2147483647, tl.int32)
+    blocks = ()
+    for block in tl.static_range(0, CLASSES, BLOCK_C):
+        column = block + tl.arange(0, BLOCK_C)[None, :]
+        real = inside[:, None] & (column < CLASSES)
+        address = start[:, None] + column.to(tl.int64) * class_stride
+        z = tl.load(address, real, other=float("-inf")).to(tl.float32)
+        others = tl.where(column == y[:, None], float("-inf"), z)
+        if correct_out is not None:
+            first = tl.where(others > best, column, first)
+        best = tl.maximum(best, others)
+        blocks = blocks + (others,)  # type: ignore[assignment]
+    row_best = tl.max(best, 1)
+    first = tl.min(tl.where(best == row_best[:, None], first, 2147483647), 1)
+    shift = shift_of(row_best)[:, None]
+    total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    moment = total
+    for index in tl.static_range(len(blocks)):
+        offset = blocks[index] - shift
+        weight = tl.exp(offset)
+        total += weight
+        if entropy_out is not None:
+            moment += tl.where(weight > 0, weight * offset, 0.0)
+    finish(
+        own, y, row_best, first, tl.sum(total, 1), tl.sum(moment, 1), row, inside,
+        margin_out, hard_out, loss_out, confidence_out, max_confidence_out, entropy_out, correct_out,
+    )  # fmt: skip
+
+
+@jit
+def _wide_margins_kernel(
+    logits, label, member_stride, row_stride, class_stride, examples, classes,
     margin_out, hard_out, loss_out, confidence_out, max_confidence_out, entropy_out, correct_out,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A block of rows (member · examples + example) per program; over WIDEST classes, block after block."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = row < rows
-    example = row % examples
-    start = logits + (row // examples) * member_stride + example * row_stride
-    y = tl.load(label + example, inside, other=0).to(tl.int32)
-    own = tl.zeros((BLOCK_N,), tl.float32)
+    """A block of one member's rows per program; over WIDEST classes, block after block."""
+    member = tl.program_id(1).to(tl.int64)
+    example = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = example < examples
+    start = logits + member * member_stride + example * row_stride
+    y, own = own_logit(start, label, example, class_stride, inside, classes)
     best = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     first = tl.full((BLOCK_N,), 2147483647, tl.int32)
-    total, moment = own, own
+    total = tl.zeros((BLOCK_N,), tl.float32)
+    moment = total
     for block in range(0, classes, BLOCK_C):
         column = block + tl.arange(0, BLOCK_C)[None, :]
         real = inside[:, None] & (column < classes)
         address = start[:, None] + column.to(tl.int64) * class_stride
         z = tl.load(address, real, other=float("-inf")).to(tl.float32)
-        is_own = column == y[:, None]
-        own += tl.sum(tl.where(is_own, z, 0.0), 1)
-        others = tl.where(is_own, float("-inf"), z)
+        others = tl.where(column == y[:, None], float("-inf"), z)
         best, first, total, moment = online(
             others, column, best, first, total, moment, correct_out is not None, entropy_out is not None
         )
-    own = tl.where((y >= 0) & (y < classes), own, float("nan"))
     finish(
-        own, y, best, first, total, moment, row, inside,
+        own, y, best, first, total, moment, member * examples + example, inside,
         margin_out, hard_out, loss_out, confidence_out, max_confidence_out, entropy_out, correct_out,
     )  # fmt: skip
 
 
-def meta(classes: int) -> Meta:
-    """Block sizes: whole rows up to ``WIDEST`` classes, and about 1024 logits per program."""
-    block_c = power_of_2(min(classes, WIDEST))
-    return {
-        "BLOCK_N": max(1, 1024 // block_c),
-        "BLOCK_C": block_c,
-        "num_warps": 8 if block_c == WIDEST else 4,
-        "enable_fp_fusion": True,
-    }
+def meta(classes: int, packed: bool) -> Meta:
+    """Block sizes: below WIDE a thread for every THREAD classes of a row, above it a block of warps.
+
+    Of packed rows a load takes up to four classes, as many as divide a row.
+    """
+    if classes < WIDE:
+        threads = power_of_2(-(-classes // THREAD))
+        size = {"BLOCK_N": 128 // threads, "BLOCK_C": threads * (math.gcd(classes, 4) if packed else 1)}
+    else:
+        block_c = power_of_2(min(classes, WIDEST))
+        size = {"BLOCK_N": max(1, 1024 // block_c), "BLOCK_C": block_c}
+    return size | {"num_warps": 8 if size["BLOCK_C"] == WIDEST else 4, "enable_fp_fusion": True}
 
 
 def empty_outputs(shape: Sequence[int], outputs: int, device: torch.device) -> list[Tensor]:
@@ -197,18 +259,24 @@ def spread(found: Sequence[Tensor], outputs: int) -> list[Any]:
 
 
 def _launch(logits: Tensor, label: Tensor, outputs: int) -> list[Tensor]:
+    members, (examples, classes) = math.prod(logits.shape[:-2]), logits.shape[-2:]
+    logits_MNC = logits.reshape(members, examples, classes)
+    if members > MOST_MEMBERS:
+        parts = [_launch(part, label, outputs) for part in logits_MNC.split(MOST_MEMBERS)]
+        return [torch.cat(values).view(logits.shape[:-1]) for values in zip(*parts, strict=True)]
     found = empty_outputs(logits.shape[:-1], outputs, logits.device)
-    logits_MNC = logits.reshape(math.prod(logits.shape[:-2]), *logits.shape[-2:])
-    members, examples, classes = logits_MNC.shape
-    rows = members * examples
-    if rows:
-        blocks = meta(classes)
-        grid = (-(-rows // blocks["BLOCK_N"]),)
+    if members and examples:
+        packed = logits_MNC.is_contiguous()
+        blocks = meta(classes, packed)
+        given = logits_MNC, label.contiguous(), *logits_MNC.stride(), examples
+        grid = -(-examples // blocks["BLOCK_N"]), members
         with torch.cuda.device_of(logits):
-            _margins_kernel[grid](
-                logits_MNC, label.contiguous(), *logits_MNC.stride(), examples, rows, classes,
-                *spread(found, outputs), **blocks,
-            )  # fmt: skip
+            if classes < WIDE:
+                _margins_kernel[grid](
+                    *given, *spread(found, outputs), CLASSES=classes, PACKED=packed, **blocks
+                )
+            else:
+                _wide_margins_kernel[grid](*given, classes, *spread(found, outputs), **blocks)
     return found
 
 

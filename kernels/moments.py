@@ -16,6 +16,8 @@ from torch import Tensor
 from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, tl
 
 CHUNK = 1 << 18  # values per block on a CPU: 1 MB of float32, which the caches of two cores hold
+PROGRAMS = 512  # of Triton, enough to fill a GPU
+UNEVEN = 4  # a group may hold this many times its share of the points before its strips leave a GPU idle
 PILOT = 64  # points whose mean is the pilot on a CPU: one alone may be an outlier
 
 
@@ -46,99 +48,134 @@ def exact_dtype(embedding_ND: Tensor) -> torch.dtype:
 
 
 @jit
-def _tiles_kernel(
-    x, point_stride, value_stride, order, bound, tile_start, tile_group, total, square, groups, width,
+def ends(bound, group, points):
+    """Where a group's points start and stop in their order; without ``bound`` all are one group."""
+    if bound is None:
+        start = tl.zeros((), tl.int64)
+        stop = start + points
+    else:
+        start, stop = tl.load(bound + group), tl.load(bound + group + 1)
+    return start, stop
+
+
+@jit
+def pilot_of(x, point_stride, value_stride, order, start, stop, column, inside, EXACT: tl.constexpr):
+    """The coordinates of a group's first point; 0 if it has none."""
+    row = start
+    if order is not None:
+        row = tl.load(order + start, stop > start, other=0)
+    address = x + row * point_stride + column.to(tl.int64) * value_stride
+    return tl.load(address, inside & (stop > start), other=0).to(EXACT)
+
+
+@jit
+def _strips_kernel(
+    x, point_stride, value_stride, order, bound, points, width, total, square,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Σ(x−p), p the group's first point, and the scatter of one group's tile of points, along coordinates."""
-    tile = tl.program_id(0).to(tl.int64)
+    """Σ(x−p) along coordinates, and Σ‖x−p‖² over a block of them, p the group's first point.
+
+    Of a strip of the group's points, BLOCK_N at a time; squares are taken around each block's own mean first.
+    """
+    group, strip, strips = tl.program_id(0).to(tl.int64), tl.program_id(2), tl.num_programs(2)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    group = tl.load(tile_group + tile)
-    if group < groups:
-        start, stop = tl.load(bound + group), tl.load(bound + group + 1)
-        first = start + (tile - tl.load(tile_start + group)) * BLOCK_N
-        row = first + tl.arange(0, BLOCK_N)
-        real = (row < stop)[:, None] & (column < width)[None, :]
+    inside = column < width
+    start, stop = ends(bound, group, points)
+    length = tl.cdiv(tl.cdiv(stop - start, BLOCK_N), strips) * BLOCK_N
+    first = start + strip * length
+    last = tl.minimum(first + length, stop)
+    pilot = pilot_of(x, point_stride, value_stride, order, start, stop, column, inside, EXACT)
+    sums = tl.zeros((BLOCK_D,), tl.float64)
+    squares = tl.zeros((BLOCK_D,), tl.float64)
+    for block in range(first, last, BLOCK_N):
+        row = block + tl.arange(0, BLOCK_N)
+        real = (row < last)[:, None] & inside[None, :]
         if order is not None:
-            row = tl.load(order + row, row < stop, other=0)
-            start = tl.load(order + start)
-        offset = column.to(tl.int64) * value_stride
-        pilot = tl.load(x + start * point_stride + offset, column < width, other=0).to(EXACT)
-        values = tl.load(x + row[:, None] * point_stride + offset[None, :], real, other=0).to(EXACT)
+            row = tl.load(order + row, row < last, other=0)
+        address = x + row[:, None] * point_stride + column.to(tl.int64)[None, :] * value_stride
+        values = tl.load(address, real, other=0).to(EXACT)
         around_pilot = tl.where(real, values - pilot[None, :], 0)
-        sums = tl.sum(around_pilot, 0)
-        around_mean = around_pilot - (sums / tl.minimum(stop - first, BLOCK_N).to(EXACT))[None, :]
-        squares = tl.sum(tl.where(real, around_mean * around_mean, 0), 0)
-        tl.store(total + tile * width + column, sums, column < width)
-        tl.store(square + tile * width + column, squares, column < width)
+        count = tl.minimum(last - block, BLOCK_N)
+        part = tl.sum(around_pilot, 0)
+        around_mean = around_pilot - (part / count.to(EXACT))[None, :]
+        squares += tl.sum(tl.where(real, around_mean * around_mean, 0), 0).to(tl.float64)
+        part = part.to(tl.float64)
+        squares += part * part / count.to(tl.float64)
+        sums += part
+    place = group * strips + strip
+    tl.store(total + place * width + column, sums, inside)
+    tl.store(square + place * tl.num_programs(1) + tl.program_id(1), tl.sum(squares, 0))
 
 
 @jit
 def _merge_kernel(
-    x, point_stride, value_stride, order, bound, tile_start, total, square, mean, scatter, width,
-    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, EXACT: tl.constexpr,
+    x, point_stride, value_stride, order, bound, points, width, total, square, strips, squares,
+    count_out, mean_out, scatter_out,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Add up a group's tiles, BLOCK_T at a time: its mean, and its scatter along each coordinate."""
+    """Count, mean and scatter of a group from its strips, BLOCK_T at a time in their order."""
     group = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = column < width
-    start, stop = tl.load(bound + group), tl.load(bound + group + 1)
-    first, last = tl.load(tile_start + group), tl.load(tile_start + group + 1)
-    sums = tl.zeros((BLOCK_D,), tl.float64)
-    squares = tl.zeros((BLOCK_D,), tl.float64)
-    for block in tl.range(first, last, BLOCK_T, num_stages=3):
-        tile = block + tl.arange(0, BLOCK_T)
-        real = (tile < last)[:, None] & inside[None, :]
-        at = tile[:, None] * width + column[None, :]
-        part = tl.load(total + at, real, other=0).to(tl.float64)
-        points = tl.maximum(tl.minimum(stop - start - (tile - first) * BLOCK_N, BLOCK_N), 1).to(tl.float64)
-        sums += tl.sum(part, 0)
-        squares += tl.sum(
-            tl.load(square + at, real, other=0).to(tl.float64) + part * part / points[:, None], 0
-        )
-    if order is not None:
-        pilot_row = tl.load(order + start, stop > start, other=0)
-    else:
-        pilot_row = start
-    address = x + pilot_row * point_stride + column.to(tl.int64) * value_stride
-    pilot = tl.load(address, column < tl.where(stop > start, width, 0), other=0).to(EXACT).to(tl.float64)
+    start, stop = ends(bound, group, points)
     count = tl.maximum(stop - start, 1).to(tl.float64)
-    tl.store(mean + group * width + column, pilot + sums / count, inside)
-    tl.store(scatter + group * width + column, squares - sums * sums / count, inside)
+    scatter = tl.zeros((BLOCK_D,), tl.float64)
+    for block in range(0, width, BLOCK_D):
+        column = block + tl.arange(0, BLOCK_D)
+        inside = column < width
+        sums = tl.zeros((BLOCK_D,), tl.float64)
+        for first in range(0, strips, BLOCK_T):
+            strip = first + tl.arange(0, BLOCK_T)
+            address = total + (group * strips + strip)[:, None] * width + column[None, :]
+            sums += tl.sum(tl.load(address, (strip < strips)[:, None] & inside[None, :], other=0), 0)
+        pilot = pilot_of(x, point_stride, value_stride, order, start, stop, column, inside, EXACT)
+        tl.store(mean_out + group * width + column, pilot.to(tl.float64) + sums / count, inside)
+        scatter -= sums * sums / count
+    for first in range(0, squares, BLOCK_D):
+        place = first + tl.arange(0, BLOCK_D)
+        scatter += tl.load(square + group * squares + place, place < squares, other=0)
+    found = tl.sum(scatter, 0)
+    tl.store(scatter_out + group, tl.where(found < 0, 0.0, found))  # keeps NaN, which a maximum would drop
+    tl.store(count_out + group, stop - start)
 
 
 def meta(width: int, exact: torch.dtype) -> Meta:
-    """32 KB of values per program, at most 64 of a row."""
+    """32 KB of values at a time, at most 64 of a row."""
     block_d = power_of_2(min(width, 64))
     block_n = min(512, 32768 // exact.itemsize // block_d)
     return {"BLOCK_N": block_n, "BLOCK_D": block_d, "num_warps": 8, "enable_fp_fusion": True}
 
 
+def strips_of(points: int, groups: int, columns: int, block_n: int) -> int:
+    """Into how many strips each group is cut, for ``columns`` blocks of coordinates.
+
+    Enough that a GPU is busy where a few of many groups hold most points; how many each has is known on the
+    device only. It does not depend on the GPU, so that neither do sums.
+    """
+    wanted = PROGRAMS // columns // max(1, groups // UNEVEN)
+    return max(1, min(-(-points // block_n), max(UNEVEN, wanted)))
+
+
 def _launch(embedding_ND: Tensor, group_N: Tensor | None, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     points, width = embedding_ND.shape
-    device, exact = embedding_ND.device, exact_dtype(embedding_ND)
+    exact = exact_dtype(embedding_ND)
     blocks, triton_exact = meta(width, exact), triton_dtype(exact)
-    order, bound = None, torch.arange(2, device=device) * points
+    order = bound = None
     if group_N is not None:
         ordered_N, order = group_N.sort(stable=True)
-        bound = torch.searchsorted(ordered_N, torch.arange(groups + 1, device=device))
-    tile_start = torch.nn.functional.pad(-(-bound.diff() // blocks["BLOCK_N"]).cumsum(0), (1, 0))
-    # As many tiles as could be needed: how many are is known on the device only.
-    tiles = points // blocks["BLOCK_N"] + groups
-    tile_group = torch.searchsorted(tile_start[1:], torch.arange(tiles, device=device), right=True)
-    total, square = embedding_ND.new_empty(2, tiles, width, dtype=exact)
-    mean_GD, scatter_GD = embedding_ND.new_empty(2, groups, width, dtype=torch.float64)
-    if width:
-        given = embedding_ND, *embedding_ND.stride(), order, bound, tile_start
-        with torch.cuda.device_of(embedding_ND):
-            _tiles_kernel[tiles, -(-width // blocks["BLOCK_D"])](
-                *given, tile_group, total, square, groups, width, EXACT=triton_exact, **blocks
-            )
-            _merge_kernel[groups, -(-width // 32)](
-                *given, total, square, mean_GD, scatter_GD, width,
-                EXACT=triton_exact, **(blocks | {"BLOCK_T": 64, "BLOCK_D": 32}),
-            )  # fmt: skip
-    return bound.diff(), mean_GD, scatter_GD.sum(1).clamp_(min=0)
+        bound = torch.searchsorted(ordered_N, torch.arange(groups + 1, device=group_N.device))
+    columns = max(1, -(-width // blocks["BLOCK_D"]))
+    strips = strips_of(points, groups, columns, blocks["BLOCK_N"])
+    total = embedding_ND.new_empty(groups, strips, width, dtype=torch.float64)
+    square = total.new_empty(groups, strips, columns)
+    count_G = total.new_empty(groups, dtype=torch.int64)
+    mean_GD, scatter_G = total.new_empty(groups, width), total.new_empty(groups)
+    given = embedding_ND, *embedding_ND.stride(), order, bound, points, width, total, square
+    with torch.cuda.device_of(embedding_ND):
+        _strips_kernel[groups, columns, strips](*given, EXACT=triton_exact, **blocks)
+        _merge_kernel[(groups,)](
+            *given, strips, strips * columns, count_G, mean_GD, scatter_G,
+            EXACT=triton_exact, BLOCK_T=64, BLOCK_D=64, num_warps=8, enable_fp_fusion=True,
+        )  # fmt: skip
+    return count_G, mean_GD, scatter_G
 
 
 def triton_dtype(exact: torch.dtype) -> Any:

@@ -7,12 +7,11 @@ for; these are then ranked by their differences Σ (x − y)², which do not can
 if more points than there are spare candidates lie within the rounding error of the k-th.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, tl, triton
+from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, target_of, tl, triton
+from rumfast.kernels.frames import Blocks, launch_operands
 from rumfast.kernels.tiles import check_sets, cpu_map, cpu_products, frame, operands, squared_distances
 
 SPARE = 6  # candidates beyond k, at least
@@ -79,10 +78,10 @@ def meta(slots: int, amd: bool) -> Meta:
 def launch(x_ND: Tensor, y_MD: Tensor | None, k: int, **override: int) -> tuple[Tensor, Tensor]:
     """Candidates from the Triton kernel, split over Y where X alone would leave the GPU idle; then ranked."""
     slots = power_of_2(k + SPARE)
-    chosen = meta(slots, torch.version.hip is not None) | override
-    place, y_ND = frame(x_ND, y_MD), x_ND if y_MD is None else y_MD
-    prepare = partial(operands, frame=place, kind=torch.float16, parts=2, block_d=chosen["BLOCK_D"])
-    x, y = prepare(x_ND, block=chosen["BLOCK_N"]), prepare(y_ND, block=chosen["BLOCK_M"])
+    chosen = meta(slots, target_of(x_ND).amd) | override
+    with torch.cuda.device_of(x_ND):
+        blocks = Blocks(chosen["BLOCK_N"], chosen["BLOCK_M"], chosen["BLOCK_D"])
+        place, x, y = launch_operands(x_ND, y_MD, blocks, parts=2)
     rows, columns = len(x.norm) // chosen["BLOCK_N"], len(y.norm) // chosen["BLOCK_M"]
     # At least 2: Triton would build for a strip of 1 apart, and that build spills on Blackwell.
     strip = max(2, triton.cdiv(columns, max(1, PROGRAMS // rows)))
@@ -95,6 +94,7 @@ def launch(x_ND: Tensor, y_MD: Tensor | None, k: int, **override: int) -> tuple[
             x.points.shape[2], strip, SYMMETRIC=y_MD is None, SLOTS=slots, SPLIT=True, **chosen,
         )  # fmt: skip
     value_NC, index_NC = (part[:, : len(x_ND)].transpose(0, 1).flatten(1) for part in (value, index))
+    y_ND = x_ND if y_MD is None else y_MD
     count = min(slots, len(y_ND) - (y_MD is None))
     index_NC = index_NC.gather(1, value_NC.topk(count, largest=False, sorted=False).indices)
     return _ranked(x_ND, y_ND, index_NC.long(), k, place.centre_D)

@@ -11,15 +11,16 @@ the same rounded points as the products, and what rounding makes negative is set
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import product
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rumfast.kernels.backend import Backend, Meta, jit, pick_backend, power_of_2, tl, triton
+from rumfast.kernels.backend import Backend, Meta, pick_backend, target_of
+from rumfast.kernels.frames import Blocks, launch_operands
 from rumfast.kernels.moments import moments
+from rumfast.kernels.pair_sums import pair_sums_kernel, pair_total_kernel
 from rumfast.kernels.tiles import (
     Frame,
     check_sets,
@@ -28,13 +29,15 @@ from rumfast.kernels.tiles import (
     cpu_products,
     frame,
     operands,
-    squared_distances,
 )
 
 Precision = Literal["accurate", "fast"]
 CPU_TILE = 512  # rows and columns: 1 MB, which stays in the cache
 FINITE = -1e38  # least exponent per squared distance: float32 holds it, so that times 0 it is 0
-MAX_PROGRAMS = 1 << 13  # beyond it a program takes several tiles of a row, so that partial sums stay O(N)
+WIDE = 1 << 15  # pairs in a tile whose products fill half of a multiprocessor's registers
+PROGRAMS = 8  # on a multiprocessor, of tiles that are not wide: some of them compute side by side
+ASSUMED = 132  # multiprocessors where none can be asked: an H100's
+GROUP = 16  # rows of tiles that walk side by side
 
 
 def reference_pair_sums(x_ND: Tensor, y_MD: Tensor | None, gammas: Sequence[float], distance: bool) -> Tensor:
@@ -45,64 +48,17 @@ def reference_pair_sums(x_ND: Tensor, y_MD: Tensor | None, gammas: Sequence[floa
     return torch.stack(sums + [torch.exp(-gamma * d_NM.square()).sum() for gamma in gammas])
 
 
-@jit
-def pair_sums_kernel(
-    x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, gamma_ptr, sums_ptr, count_x, count_y, x_rows, y_rows, width,
-    strip, strips,
-    SYMMETRIC: tl.constexpr, DISTANCE: tl.constexpr, BANDS: tl.constexpr, SQUARINGS: tl.constexpr,
-    SPLIT: tl.constexpr, OUTPUTS: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Sum over ``strip`` tiles of one row of tiles; of pairs above the diagonal where SYMMETRIC.
-
-    GROUP rows of tiles walk side by side, so that their points stay in L2.
-    """
-    program = tl.program_id(0)
-    group = program // (GROUP * strips)
-    members = tl.minimum(x_rows // BLOCK_N - group * GROUP, GROUP)
-    i = group * GROUP + program % (GROUP * strips) % members
-    first = program % (GROUP * strips) // members * strip
-    last = tl.minimum(first + strip, y_rows // BLOCK_M)
-    if SYMMETRIC:
-        first = tl.maximum(first, i * (BLOCK_N // BLOCK_M))
-    row = i * BLOCK_N + tl.arange(0, BLOCK_N)
-    output = tl.arange(0, OUTPUTS)
-    sums = tl.zeros([OUTPUTS], tl.float64)
-    for j in range(first, last):
-        column = j * BLOCK_M + tl.arange(0, BLOCK_M)
-        squared = squared_distances(
-            x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_rows, y_rows, width, row, column,
-            SPLIT, BLOCK_N, BLOCK_M, BLOCK_D,
-        )  # fmt: skip
-        if SYMMETRIC:
-            valid = (row[:, None] < column[None, :]) & (column < count_y)[None, :]
-        else:
-            valid = (row < count_x)[:, None] & (column < count_y)[None, :]
-        if DISTANCE:
-            total = tl.sum(tl.where(valid, tl.sqrt(squared), 0.0))
-            sums += tl.where(output == 0, total.to(tl.float64), 0.0)
-        kernel = squared
-        for band in tl.static_range(BANDS):
-            if (SQUARINGS >> (2 * band)) & 3 == 0:
-                kernel = tl.exp2(squared * tl.load(gamma_ptr + band))
-            else:
-                kernel = kernel * kernel
-                if (SQUARINGS >> (2 * band)) & 3 == 2:
-                    kernel = kernel * kernel
-            total = tl.sum(tl.where(valid, kernel, 0.0))
-            sums += tl.where(output == DISTANCE + band, total.to(tl.float64), 0.0)
-    tl.store(sums_ptr + program.to(tl.int64) * OUTPUTS + output, sums)
-
-
 def meta(fast: bool, wide: bool, amd: bool) -> Meta:
-    """Two programs or more to a multiprocessor, so that one's square roots hide behind the other's products.
+    """Block sizes; ``wide``: Hopper's products leave registers free for larger tiles of distances.
 
-    ``wide``: Hopper's products leave registers free for tiles of twice the size if only distances are summed.
+    The fast mode reads more from L2 than a multiprocessor gets: 128×256 tiles read a quarter less than
+    128×128. The accurate mode, with three products of what it reads, waits for its products: two programs to
+    a multiprocessor, so that one's square roots hide behind the other's products.
     """
-    size = dict(BLOCK_N=128, BLOCK_M=128, maxnreg=128) if wide else dict(BLOCK_N=128, BLOCK_M=64)
-    return size | dict(
-        BLOCK_D=64 if fast else 32, num_warps=8, num_stages=2 if amd else 3, enable_fp_fusion=True
-    )
+    size = dict(BLOCK_N=128, BLOCK_M=64, num_stages=2 if amd else 3)
+    if wide:
+        size = dict(BLOCK_N=128, BLOCK_M=256, num_stages=4) if fast else size | dict(BLOCK_M=128, maxnreg=128)
+    return size | dict(BLOCK_D=64 if fast else 32, num_warps=8, enable_fp_fusion=True)
 
 
 def squarings(gammas: Sequence[float]) -> list[int]:
@@ -115,50 +71,64 @@ def squarings(gammas: Sequence[float]) -> list[int]:
     return [0] + [1 if math.isclose(r, 2) else 2 if math.isclose(r, 4) else 0 for r in ratios]
 
 
+def _tiles(rows: int, columns: int, symmetric: bool, block_n: int, block_m: int) -> int:
+    """How many tiles cover the pairs, or those on and above the diagonal by squares."""
+    if not symmetric:
+        return rows // block_n * (columns // block_m)
+    square = max(block_n, block_m)
+    return rows // square * (rows // square + 1) // 2 * (square // block_n) * (square // block_m)
+
+
+def _programs(points: Tensor, wide: bool) -> int:
+    """As many as compute at once, or several rounds of them where that is not known."""
+    asked = points.is_cuda and torch.cuda.get_device_properties(points.device).multi_processor_count
+    return (asked or ASSUMED) * (1 if wide else PROGRAMS)
+
+
 def launch(
     x_ND: Tensor, y_MD: Tensor | None, gammas: Sequence[float], distance: bool, fast: bool, **override: int
 ) -> Tensor:
-    """Run the Triton kernel: partial sums per program, then their sum in float64 in a fixed order."""
-    amd = torch.version.hip is not None  # gfx942 too calls itself 9
-    hopper = x_ND.is_cuda and not amd and torch.cuda.get_device_capability(x_ND.device)[0] == 9
-    chosen = meta(fast, hopper and not gammas, amd) | override
-    place = frame(x_ND, y_MD)
-    prepare = partial(operands, frame=place, kind=torch.float16, parts=1 if fast else 2)
-    x = prepare(x_ND, block=chosen["BLOCK_N"], block_d=chosen["BLOCK_D"])
-    y = x if y_MD is None else prepare(y_MD, block=chosen["BLOCK_M"], block_d=chosen["BLOCK_D"])
-    rows, columns = len(x.norm) // chosen["BLOCK_N"], len(y.norm) // chosen["BLOCK_M"]
-    strip = triton.cdiv(columns, max(1, MAX_PROGRAMS // rows))
-    strips = triton.cdiv(columns, strip)
-    outputs = distance + len(gammas)
-    sums = x.norm.new_empty(rows * strips, power_of_2(outputs), dtype=torch.float64)
-    factor = torch.tensor([-gamma * math.log2(math.e) for gamma in gammas], dtype=torch.float64)
-    factor = (factor.to(x_ND.device, non_blocking=True) * place.unit.square()).clamp_(min=FINITE).float()
-    code = sum(count << (2 * band) for band, count in enumerate(squarings(gammas)))
+    """Run the Triton kernels: partial sums per program, then their sum in float64 in a fixed order."""
+    target = target_of(x_ND)
+    chosen = meta(fast, target.capability == 90 and not gammas, target.amd) | override
+    block_n, block_m, symmetric = chosen["BLOCK_N"], chosen["BLOCK_M"], y_MD is None
+    order = sorted(range(len(gammas)), key=gammas.__getitem__)
+    ascending = [gammas[band] for band in order]
+    split = tuple(float(part) for gamma in ascending for part in math.frexp(gamma))
     with torch.cuda.device_of(x_ND):
-        pair_sums_kernel[(rows * strips,)](
-            x.points, y.points, x.norm, y.norm, factor, sums,
-            len(x_ND), len(x_ND) if y_MD is None else len(y_MD), len(x.norm), len(y.norm), x.points.shape[2],
-            strip, strips,
-            SYMMETRIC=y_MD is None, DISTANCE=distance, BANDS=len(gammas), SQUARINGS=code, SPLIT=not fast,
-            OUTPUTS=sums.shape[1], GROUP=16, **chosen,
+        blocks = Blocks(block_n, block_m, chosen["BLOCK_D"])
+        place, x, y = launch_operands(x_ND, y_MD, blocks, 1 if fast else 2, math.inf if gammas else -math.inf)
+        x_rows, y_rows = x.points.shape[1], y.points.shape[1]
+        tiles = _tiles(x_rows, y_rows, symmetric, block_n, block_m)
+        programs = min(tiles, _programs(x_ND, block_n * block_m >= WIDE))
+        outputs = distance + len(gammas)
+        sums = place.unit.new_empty(outputs, programs)
+        pair_sums_kernel[(programs,)](
+            x.points, y.points, x.norm, y.norm, place.unit, sums, split or (0.0, 0.0), tiles,
+            x_rows, y_rows, x.points.shape[2], SYMMETRIC=symmetric, DISTANCE=distance,
+            BANDS=len(gammas), SQUARINGS=tuple(squarings(ascending)), SPLIT=not fast, GROUP=GROUP, **chosen,
         )  # fmt: skip
-    total = sums.sum(0)[:outputs]
-    if y_MD is None:
-        total = total * 2  # and the diagonal, with distance 0
-        total[int(distance) :] += len(x_ND)
-    return _unscaled(total, distance, place)
+        total = place.unit.new_empty(outputs)
+        pair_total_kernel[(outputs,)](
+            sums, place.unit, total, programs, x_ND.shape[0], SYMMETRIC=symmetric, DISTANCE=distance,
+            PLACES=(*range(distance), *(distance + band for band in order)), BLOCK=256, num_warps=4,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+    return total
 
 
 @torch.library.custom_op("rumfast::pair_sums", mutates_args=(), device_types="cpu")
 def pair_sums(
     x_ND: Tensor, y_MD: Tensor | None, gammas: Sequence[float], distance: bool, fast: bool
 ) -> Tensor:
-    """``reference_pair_sums`` tile by tile, for ascending γ; y None: all pairs of x."""
+    """``reference_pair_sums`` tile by tile; y None: all pairs of x."""
+    order = sorted(range(len(gammas)), key=gammas.__getitem__)
     place = frame(x_ND, y_MD)
     kind = torch.bfloat16 if fast and cpu_multiplies_bfloat16() else place.centre_D.dtype
     x = operands(x_ND, place, kind)
     y = x if y_MD is None else operands(y_MD, place, kind)
-    factors = [max(-gamma * math.log2(math.e) * float(place.unit) ** 2, FINITE) for gamma in gammas]
+    unit = float(place.unit)
+    factors = [max(-gammas[band] * math.log2(math.e) * unit**2, FINITE) for band in order]
 
     def tile(corner: tuple[int, int]) -> list[float]:
         rows, columns = (slice(start, start + CPU_TILE) for start in corner)
@@ -170,7 +140,9 @@ def pair_sums(
 
     starts = range(0, len(x.norm), CPU_TILE), range(0, len(y.norm), CPU_TILE)
     sums = cpu_map(tile, [(i, j) for i, j in product(*starts) if y_MD is not None or i <= j])
-    return _unscaled(torch.tensor(sums, dtype=torch.float64).sum(0), distance, place)
+    total = _unscaled(torch.tensor(sums, dtype=torch.float64).sum(0), distance, place)
+    total[int(distance) + torch.tensor(order, dtype=torch.int64)] = total[int(distance) :].clone()
+    return total
 
 
 def _tile_sums(squared: Tensor, factors: Sequence[float], distance: bool, weight: int) -> list[float]:
@@ -200,12 +172,18 @@ def _unscaled(sums: Tensor, distance: bool, place: Frame) -> Tensor:
     return torch.cat([sums[:distance] * place.unit, sums[distance:]])
 
 
-def _sums(
+def _means(
     x_ND: Tensor, y_MD: Tensor | None, gammas: Sequence[float], distance: bool, fast: bool, backend: Backend
 ) -> Tensor:
+    """The sums over all pairs, divided by N·M."""
     if pick_backend(backend, x_ND) == "torch":
-        return reference_pair_sums(x_ND, y_MD, gammas, distance)
-    return (launch if backend == "triton" else pair_sums)(x_ND, y_MD, gammas, distance, fast)
+        sums = reference_pair_sums(x_ND, y_MD, gammas, distance)
+    else:
+        sums = (launch if backend == "triton" else pair_sums)(x_ND, y_MD, gammas, distance, fast)
+    rows, columns = len(x_ND), len(x_ND if y_MD is None else y_MD)
+    if sums.is_cuda:
+        return sums / (rows * columns)  # one launch; a CPU keeps the rounding of its recorded results
+    return sums / rows / columns
 
 
 def mean_distance(
@@ -236,8 +214,7 @@ def mean_distance(
     check_sets("mean_distance", x_ND, y_MD)
     if precision not in ("accurate", "fast"):
         raise ValueError(f"precision: got {precision!r}, expected accurate or fast")
-    total = _sums(x_ND, y_MD, [], True, precision == "fast", backend)[0]
-    return total / len(x_ND) / len(x_ND if y_MD is None else y_MD)
+    return _means(x_ND, y_MD, [], True, precision == "fast", backend)[0]
 
 
 def mean_squared_distance(x_ND: Tensor, y_MD: Tensor | None = None, *, backend: Backend = "auto") -> Tensor:
@@ -290,7 +267,4 @@ def rbf_mean(
     check_sets("rbf_mean", x_ND, y_MD)
     if not bandwidths or not all(0 < width < math.inf for width in bandwidths):
         raise ValueError(f"bandwidths: got {list(bandwidths)}, expected one or more positive numbers")
-    order = sorted(range(len(bandwidths)), key=lambda band: -bandwidths[band])
-    total = _sums(x_ND, y_MD, [0.5 / bandwidths[band] ** 2 for band in order], False, False, backend)
-    place = torch.tensor(order, device=total.device).argsort()
-    return total[place] / len(x_ND) / len(x_ND if y_MD is None else y_MD)
+    return _means(x_ND, y_MD, [0.5 / width**2 for width in bandwidths], False, False, backend)

@@ -22,7 +22,7 @@ from rumfast.kernels.backend import jit, tl
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 LEAST = -110  # exponent of the largest coordinate from which on the unit's inverse would leave float32
-CPU_CHUNK, CUDA_CHUNK = 1 << 18, 1 << 22  # coordinates rounded at a time
+CHUNK = 1 << 18  # coordinates rounded at a time
 
 
 @jit
@@ -59,7 +59,7 @@ class Frame(NamedTuple):
 
 
 def frame(x_ND: Tensor, y_MD: Tensor | None) -> Frame:
-    """The mean of both sets, in float32 or better, and the unit that fits them."""
+    """The mean of both sets, in float32 or better, and the unit that fits them; on a GPU, ``frames``."""
     dtype = torch.promote_types(x_ND.dtype, torch.float32)
     sets = [x_ND] if y_MD is None else [x_ND, y_MD]
 
@@ -139,14 +139,13 @@ def cpu_map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[R
 
 
 def chunk_map(function: Callable[[Tensor, int], Result], points_ND: Tensor) -> list[Result]:
-    """``function`` of some rows at a time and their first's index: by threads on a CPU, in turn elsewhere."""
-    step = max(1, (CPU_CHUNK if points_ND.is_cpu else CUDA_CHUNK) // points_ND.shape[1])
+    """``function`` of some rows at a time and their first's index, by threads."""
+    step = max(1, CHUNK // points_ND.shape[1])
 
     def of_rows(start: int) -> Result:
         return function(points_ND[start : start + step], start)
 
-    starts = range(0, len(points_ND), step)
-    return cpu_map(of_rows, starts) if points_ND.is_cpu else [of_rows(start) for start in starts]
+    return cpu_map(of_rows, range(0, len(points_ND), step))
 
 
 def cpu_products(left_ND: Tensor, right_MD: Tensor, norm_M: Tensor) -> Tensor:

@@ -26,5 +26,5 @@ def test_examples_in_docstrings(name):
     module = importlib.import_module(name)
     failed, run = doctest.testmod(module)
     assert not failed
-    if name.startswith("rumfast.kernels.") and name != "rumfast.kernels.tiles":
+    if name.startswith("rumfast.kernels.") and name.split(".")[-1] not in ("tiles", "pair_sums"):
         assert run, "a kernel's public function shows an example"

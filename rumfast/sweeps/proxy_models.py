@@ -1,7 +1,7 @@
 """Members of kind ``proxies``: the two scores of examples that need a model of their own, in one training."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -106,22 +106,31 @@ def curvatures(learner: Learner, data: Dataset, ids: np.ndarray) -> np.ndarray:
 
 def fit_holdout(learner: Learner, held: Tensor, seed: int) -> int:
     """Train the learner's model on held-out examples until their loss no longer falls; returns the epochs."""
-    config, total = learner.config, torch.zeros((), device=learner.device)
+    config = learner.config
     optimizer = learner.optimizer(HOLDOUT_LR, config.momentum, config.weight_decay)
-
-    def loss_of(batch: Batch) -> Loss:
-        loss, examples = learner.cross_entropy(batch)
-        total.add_(loss.detach() * examples)  # of each example before its step
-        return loss, examples
-
-    step = learner.stepper(optimizer, loss_of)
-    passes = learner.loader.epochs(held, derive_seed("retrain on holdout", seed))
+    losses = _epoch_losses(learner, held, optimizer, derive_seed("retrain on holdout", seed))
     best, best_epoch, epoch = float("inf"), 0, 0
     while epoch < HOLDOUT_EPOCHS and epoch - best_epoch < PATIENCE:
-        total.zero_()
-        learner.take(next(passes), step)
-        loss = total.item() / len(held)
+        loss = next(losses)
         epoch += 1
         if loss < best:
             best, best_epoch = loss, epoch
     return epoch
+
+
+def _epoch_losses(
+    learner: Learner, ids: Tensor, optimizer: torch.optim.Optimizer, seed: int
+) -> Iterator[float]:
+    """Take the steps of epoch after epoch; the mean loss over each one's examples, each before its step."""
+    total = torch.zeros((), device=learner.device)
+
+    def loss_of(batch: Batch) -> Loss:
+        loss, examples = learner.cross_entropy(batch)
+        total.add_(loss.detach() * examples)
+        return loss, examples
+
+    step = learner.stepper(optimizer, loss_of)
+    for one_pass in learner.loader.epochs(ids, seed):
+        total.zero_()
+        learner.take(one_pass, step)
+        yield total.item() / len(ids)

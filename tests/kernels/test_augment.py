@@ -317,8 +317,8 @@ def test_offsets_beyond_32_bits(device):
         assert out.permute(0, 2, 3, 1).flatten().tolist() == list(range(12, 24))
 
 
-def test_the_operator_is_well_formed_and_compiles():
-    image_NHWC, id_B = images(8), torch.arange(5)
+def test_the_operator_is_well_formed_and_compiles(device):
+    image_NHWC, id_B = images(8).to(device), torch.arange(5, device=device)
     for arguments in (
         (image_NHWC, id_B, True, 1, 2, True, 1, MEAN, STD, torch.bfloat16),
         (image_NHWC, None, False, 0, 0, False, 0, MEAN, STD, torch.float32),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rumfast.kernels import backend
-from rumfast.kernels.backend import pick_backend, power_of_2
+from rumfast.kernels.backend import Target, pick_backend, power_of_2, target_of
 from rumfast.kernels.margins import margins
 
 
@@ -13,6 +13,17 @@ def test_power_of_2_is_the_least_that_is_not_below():
     for count in range(1, 70):
         power = power_of_2(count)
         assert power & (power - 1) == 0 and power // 2 < count <= power
+
+
+def test_the_target_is_the_tensors_gpu_and_none_in_the_interpreter(device):
+    found = target_of(torch.zeros(1, device=device))
+    if device.type == "cpu":
+        assert found == Target(amd=False, capability=0)
+    elif torch.version.hip:
+        assert found == Target(amd=True, capability=0)
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        assert found == Target(amd=False, capability=10 * major + minor)
 
 
 def test_an_unknown_backend_is_refused():

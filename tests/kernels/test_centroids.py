@@ -61,8 +61,8 @@ def test_unknown_groups_are_nan_on_the_device_and_refused_on_the_cpu(device):
             centroid_distances(x.cpu(), mean.cpu(), group.cpu(), backend=backend)
 
 
-def test_the_operator_is_well_formed():
-    x, mean, group = points(10, 3, 2)
+def test_the_operator_is_well_formed(device):
+    x, mean, group = (tensor.to(device) for tensor in points(10, 3, 2))
     for arguments in ((x, mean, group), (x.bfloat16(), mean[:1], None), (x.double(), mean, group)):
         torch.library.opcheck(torch.ops.rumfast.centroid_distances.default, arguments)
 

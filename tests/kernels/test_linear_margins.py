@@ -177,13 +177,14 @@ def test_row_offsets_beyond_two_to_the_31(device, sparse):
     torch.testing.assert_close(found.cpu(), truth, rtol=1e-4, atol=1e-4)
 
 
-def test_operator_keeps_its_promises():
+def test_operator_keeps_its_promises(device):
     for inputs in (draw(5, 3, 4, members=(2,)), draw(5, 3, 4, weights=(2,), bias=False)):
-        torch.library.opcheck(torch.ops.rumfast.linear_margins.default, (*inputs, 0b1000001))
+        given = (*to(device, inputs), 0b1000001)
+        torch.library.opcheck(torch.ops.rumfast.linear_margins.default, given)
 
 
-def test_compiles_into_one_graph():
-    inputs = draw(5, 3, 8)
+def test_compiles_into_one_graph(device):
+    inputs = to(device, draw(5, 3, 8))
     compiled = torch.compile(lambda *t: linear_margins(*t).margin * 2, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*inputs), linear_margins(*inputs).margin * 2)
 

@@ -230,10 +230,81 @@ def test_any_subset_is_that_part_of_the_whole(name, device):
         torch.testing.assert_close(getattr(found, name).cpu(), getattr(whole, name), **slack)
 
 
-def test_labels_out_of_range_give_nan_on_a_gpu_and_are_not_correct(device):
-    found = margins(torch.zeros(3, 4).to(device), torch.tensor([-1, 4, 2]).to(device), backend="triton")
-    assert found.margin.isnan().tolist() == [True, True, False]
-    assert found.correct.tolist() == [False, False, False]
+LAYOUTS = {
+    "packed": lambda members, rows, classes: (members, rows, classes),
+    "gaps between rows": lambda members, rows, classes: (members, rows, classes + 3),
+    "rows outermost": lambda members, rows, classes: (rows, members, classes),
+    "classes outermost": lambda members, rows, classes: (classes, members, rows),
+    "one row for all": lambda members, rows, classes: (members, 1, classes),
+}
+VIEWS = {
+    "gaps between rows": lambda stored, classes: stored[..., :classes],
+    "rows outermost": lambda stored, classes: stored.transpose(0, 1),
+    "classes outermost": lambda stored, classes: stored.permute(1, 2, 0),
+    "one row for all": lambda stored, classes: stored.expand(-1, 5, -1),
+}
+
+
+def laid_out(layout, members, rows, classes, device):
+    """Whole numbers, so that many logits tie; some infinite, one NaN; and labels."""
+    logits, _ = draw(*LAYOUTS[layout](members, rows, classes), scale=1.5)
+    logits = logits.round().to(device)
+    if logits.numel() > 20:
+        logits.view(-1)[::17], logits.view(-1)[9] = -torch.inf, torch.nan
+    view = VIEWS.get(layout, lambda stored, classes: stored)(logits, classes)
+    assert view.shape == (members, rows, classes)
+    return view, (torch.arange(rows, device=device) * 7 + classes - 1) % classes
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("classes", [2, 3, 10, 31, 32, 33, 64, 100, 255, 256])
+def test_every_width_and_layout_agrees_with_float64(classes, layout, device):
+    logits, label = laid_out(layout, 2, 5, classes, device)
+    exact = reference(logits.double(), label)
+    found = margins(logits, label, backend="triton")
+    for name, truth, ours in zip(OUTPUTS, exact, found, strict=True):
+        lost = exact.margin.isnan()
+        if name == "correct":
+            assert torch.equal(ours, truth)
+            continue
+        assert torch.equal(ours.isnan(), lost), name
+        torch.testing.assert_close(ours[~lost].double(), truth[~lost], rtol=2e-6, atol=4e-6, msg=name)
+
+
+@pytest.mark.parametrize("classes", [10, 100, 300])
+def test_few_or_no_rows_of_few_or_no_members(classes, device):
+    for members, rows in ((0, 5), (1, 0), (1, 1), (3, 1)):
+        logits, label = draw(members, rows, classes)
+        found = margins(logits.to(device), label.to(device), backend="triton")
+        expected = margins(logits, label)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.shape == (members, rows)
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-5, atol=2e-6)
+
+
+def test_more_members_than_a_grid_has_room_for(device, monkeypatch):
+    logits, label = draw(5, 3, 10)
+    whole = margins(logits.to(device), label.to(device), backend="triton")
+    monkeypatch.setattr(module, "MOST_MEMBERS", 2)
+    parts = margins(logits.view(1, 5, 3, 10).to(device), label.to(device), backend="triton")
+    for ours, theirs in zip(parts, whole, strict=True):
+        assert torch.equal(ours[0], theirs)
+
+
+def test_a_thread_takes_up_to_32_classes_and_packed_rows_four_at_a_time():
+    blocks = {classes: module.meta(classes, packed=True) for classes in (10, 12, 32, 33, 100, 255, 256)}
+    threads = {c: 128 // one["BLOCK_N"] for c, one in blocks.items()}
+    assert [threads[c] for c in (10, 12, 32, 33, 100, 255)] == [1, 1, 1, 2, 4, 8]
+    assert [blocks[c]["BLOCK_C"] // threads[c] for c in (10, 12, 33, 100)] == [2, 4, 1, 4]
+    assert module.meta(12, packed=False)["BLOCK_C"] == 1 and blocks[256]["BLOCK_C"] == 256
+
+
+@pytest.mark.parametrize("classes", [4, 40, 300])
+def test_labels_out_of_range_give_nan_on_a_gpu_and_are_not_correct(classes, device):
+    label = torch.tensor([-1, classes, 2**32 + 1, 2])  # the third is 1 in its lower half
+    found = margins(torch.zeros(4, classes).to(device), label.to(device), backend="triton")
+    assert found.margin.isnan().tolist() == [True, True, True, False]
+    assert found.correct.tolist() == [False] * 4
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -266,14 +337,14 @@ def test_row_offsets_beyond_two_to_the_31(device, sparse):
     torch.testing.assert_close(found, reference(logits.float(), label).margin)
 
 
-def test_operator_keeps_its_promises():
-    logits, label = draw(2, 5, 3)
+def test_operator_keeps_its_promises(device):
+    logits, label = (tensor.to(device) for tensor in draw(2, 5, 3))
     for outputs in (1, 0b1000001, 0b1111111):
         torch.library.opcheck(torch.ops.rumfast.margins.default, (logits, label, outputs))
 
 
-def test_compiles_into_one_graph():
-    logits, label = draw(5, 3)
+def test_compiles_into_one_graph(device):
+    logits, label = (tensor.to(device) for tensor in draw(5, 3))
     compiled = torch.compile(lambda z, y: margins(z, y).margin * 2, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(logits, label), margins(logits, label).margin * 2)
 

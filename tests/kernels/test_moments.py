@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rumfast.kernels.moments import merge, meta, moments, reference_moments
+from rumfast.kernels import moments as module
+from rumfast.kernels.moments import merge, meta, moments, reference_moments, strips_of
 
 BACKENDS = ["triton", "auto", "torch"]
 
@@ -60,12 +62,73 @@ def test_the_reference_agrees():
     check(moments(x, group, 3, backend="torch"), truth(x, group, 3), rtol=1e-6)
 
 
-def test_tiles_merge_in_several_blocks(device):
-    # 97 tiles of 128 points, of which 64 are merged at a time.
-    assert meta(65, torch.float32)["BLOCK_N"] == 128
+def test_strips_merge_in_several_blocks(device):
+    # 97 strips of 128 points, of which 64 are merged at a time.
+    assert meta(65, torch.float32)["BLOCK_N"] == 128 and strips_of(97 * 128 - 5, 1, 2, 128) == 97
     x, _ = points(n=97 * 128 - 5, width=1, offset=30.0)
     found = moments(x.to(device).expand(-1, 65), backend="triton")
     check(found, truth(x.expand(-1, 65), torch.zeros(len(x)), 1), rtol=3e-7)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_strips_of_several_blocks(groups, device, monkeypatch):
+    monkeypatch.setattr(module, "PROGRAMS", 4)
+    x, group = points(n=9 * 128 + 7, width=65, groups=groups, offset=30.0)
+    assert strips_of(len(x), groups, 2, 128) == 4
+    found = moments(x.to(device), None if groups == 1 else group.to(device), groups, backend="triton")
+    check(found, truth(x, group, groups), rtol=3e-7)
+    again = moments(x.to(device), None if groups == 1 else group.to(device), groups, backend="triton")
+    assert all(torch.equal(*pair) for pair in zip(found, again, strict=True))
+
+
+def test_strips_fill_a_gpu_and_never_outnumber_the_blocks_of_points():
+    assert strips_of(45_000, groups=1, columns=8, block_n=128) * 8 == 512
+    assert strips_of(45_000, groups=40, columns=8, block_n=128) == 6
+    assert strips_of(45_000, groups=10_000, columns=8, block_n=128) == 4
+    assert strips_of(129, 1, 1, 128) == 2 and strips_of(0, 1, 1, 128) == 1
+
+
+class Operations(TorchDispatchMode):
+    """Notes which of torch's operations are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+class Noted:
+    """In place of a Triton kernel: notes its launches."""
+
+    def __init__(self, launches):
+        self.launches = launches
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: self.launches.append(grid)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_two_launches_and_no_operation_but_allocations_without_groups(grouped, device, monkeypatch):
+    launches = []
+    for name in ("_strips_kernel", "_merge_kernel"):
+        monkeypatch.setattr(module, name, Noted(launches))
+    x, group = (tensor.to(device) for tensor in points(n=1000, width=70))
+    with Operations() as called:
+        module._launch(x, group if grouped else None, 4 if grouped else 1)
+    assert len(launches) == 2
+    host = ("new_empty", "promote_types")  # an allocation, and one of dtypes
+    others = [name for name in called.names if name not in host]
+    assert others == (["sort", "arange", "searchsorted"] if grouped else [])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_stays_nan(backend, device):
+    x = torch.tensor([[1.0, torch.nan], [3.0, 4.0]], device=device)
+    found = moments(x, backend=backend)
+    assert found.mean_GD.isnan().tolist() == [[False, True]] and found.scatter_G.isnan().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -156,8 +219,8 @@ def test_mean_pairwise_distance_follows_from_the_scatter():
     assert 2 * moments(x).scatter_G.item() / 40 == pytest.approx(pairs.item(), rel=1e-12)
 
 
-def test_the_operator_is_well_formed_and_compiles():
-    x, group = points(n=40, groups=3)
+def test_the_operator_is_well_formed_and_compiles(device):
+    x, group = (tensor.to(device) for tensor in points(n=40, groups=3))
     for arguments in ((x, group, 3), (x.bfloat16(), None, 1), (x.double().t(), None, 1)):
         torch.library.opcheck(torch.ops.rumfast.moments.default, arguments)
     compiled = torch.compile(moments, backend="eager", fullgraph=True)

@@ -107,14 +107,14 @@ def test_what_is_not_finite_shows(device):
         assert distance.isnan().all() and (0 <= index).all() and (index < 20).all()
 
 
-def test_operator_contract():
-    x, y = normal(9, 4), normal(7, 4, seed=1)
+def test_operator_contract(device):
+    x, y = normal(9, 4).to(device), normal(7, 4, seed=1).to(device)
     for arguments in ((x, y, 2), (x, None, 8), (x.half(), None, 1), (x.double(), y.double(), 1)):
         torch.library.opcheck(torch.ops.rumfast.nearest.default, arguments)
 
 
-def test_compiles_in_one_graph():
-    x = normal(9, 4)
+def test_compiles_in_one_graph(device):
+    x = normal(9, 4).to(device)
     compiled = torch.compile(lambda x: nearest(x, k=2), backend="eager", fullgraph=True)
     assert torch.equal(compiled(x)[1], nearest(x, k=2)[1])
 

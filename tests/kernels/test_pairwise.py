@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from rumfast.kernels import pairwise
+from rumfast.kernels.backend import jit, power_of_2, tl
+from rumfast.kernels.pair_sums import _tile
 from rumfast.kernels.pairwise import mean_distance, mean_squared_distance, rbf_mean
 from rumfast.kernels.tiles import cpu_map, cpu_multiplies_bfloat16
 
@@ -71,28 +73,53 @@ def test_squarings_of_ascending_gammas():
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_both_sums_at_once_in_strips_and_groups_of_rows(device, symmetric, monkeypatch):
-    # 17 rows of tiles are two groups; a program takes a whole row of tiles, or a third, or one tile.
-    x, y = normal(260, 9), None if symmetric else normal(70, 9, seed=1)
+@pytest.mark.parametrize("programs", [1, 4, 1 << 13])
+def test_both_sums_at_once_with_tiles_dealt_out_to_programs(device, symmetric, programs, monkeypatch):
+    # 5 rows of tiles are three groups; a program takes all tiles, or every fourth, or one.
+    x, y = normal(70, 9), None if symmetric else normal(40, 9, seed=1)
     distance = truth(x, y)
-    expected = [distance.sum().item()] + [
-        torch.exp(-g * distance**2).sum().item() for g in (0.01, 0.02, 0.03)
-    ]
-    for programs in (1, 17 * 3, 1 << 13):
-        monkeypatch.setattr(pairwise, "MAX_PROGRAMS", programs)
-        arguments = on(device, "triton", x, y)
-        result = pairwise.launch(
-            *arguments, [0.01, 0.02, 0.03], True, False, BLOCK_N=16, BLOCK_M=16, BLOCK_D=16
-        )
-        assert result.tolist() == pytest.approx(expected, rel=2e-6)
+    gammas = [0.03, 0.01, 0.02]
+    expected = [distance.sum().item()] + [torch.exp(-gamma * distance**2).sum().item() for gamma in gammas]
+    monkeypatch.setattr(pairwise, "_programs", lambda points, wide: programs)
+    monkeypatch.setattr(pairwise, "GROUP", 2)
+    arguments = on(device, "triton", x, y)
+    result = pairwise.launch(*arguments, gammas, True, False, BLOCK_N=16, BLOCK_M=16, BLOCK_D=16)
+    assert result.tolist() == pytest.approx(expected, rel=2e-6)
 
 
+@jit
+def where_kernel(i_ptr, j_ptr, tiles, x_rows, y_rows, SYMMETRIC: tl.constexpr, BLOCK_N: tl.constexpr,
+                 BLOCK_M: tl.constexpr, SLOTS: tl.constexpr):  # fmt: skip
+    index = tl.arange(0, SLOTS)
+    i, j = _tile(index, x_rows, y_rows, SYMMETRIC, 4, BLOCK_N, BLOCK_M)
+    tl.store(i_ptr + index, i, index < tiles)
+    tl.store(j_ptr + index, j, index < tiles)
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 1), (2, 5), (3, 3), (4, 2), (9, 4), (10, 10)])
+@pytest.mark.parametrize("block_n, block_m", [(16, 16), (16, 32), (64, 16)])
+def test_every_tile_is_taken_once(device, rows, columns, block_n, block_m):
+    # Rows of squares, and columns: odd and even, fewer and more than a group of 4.
+    square = max(block_n, block_m)
+    for symmetric in (False, True):
+        sizes = square * rows, square * (rows if symmetric else columns)
+        tiles = pairwise._tiles(*sizes, symmetric, block_n, block_m)
+        i, j = torch.full((2, tiles), -1, dtype=torch.int32, device=device)
+        where_kernel[(1,)](i, j, tiles, *sizes, symmetric, block_n, block_m, power_of_2(tiles))
+        found = list(zip(i.tolist(), j.tolist(), strict=True))
+        expected = set(product(range(sizes[0] // block_n), range(sizes[1] // block_m)))
+        if symmetric:
+            expected = {(i, j) for i, j in expected if i * block_n // square <= j * block_m // square}
+        assert len(found) == len(expected) and set(found) == expected
+
+
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_wide_tiles(device, symmetric):
-    x, y = normal(150, 33), None if symmetric else normal(131, 33, seed=1)
-    size = pairwise.meta(fast=False, wide=True, amd=False)
-    result = pairwise.launch(*on(device, "triton", x, y), [], True, False, **size)
-    assert result.item() == pytest.approx(truth(x, y).sum().item(), rel=1e-6)
+def test_wide_tiles(device, symmetric, fast):
+    x, y = normal(150, 70), None if symmetric else normal(131, 70, seed=1)
+    size = pairwise.meta(fast=fast, wide=True, amd=False)
+    result = pairwise.launch(*on(device, "triton", x, y), [], True, fast, **size)
+    assert result.item() == pytest.approx(truth(x, y).sum().item(), rel=1e-4 if fast else 1e-6)
 
 
 @pytest.mark.parametrize("backend", ["triton", "auto"])
@@ -167,18 +194,18 @@ def test_what_is_not_finite_shows(device, bad):
         assert rbf_mean(on(device, backend, x)[0], bandwidths=[1.0, 2.0], backend=backend).isnan().all()
 
 
-def test_operator_contract():
-    x, y = normal(9, 4), normal(7, 4, seed=1)
+def test_operator_contract(device):
+    x, y = normal(9, 4).to(device), normal(7, 4, seed=1).to(device)
     for arguments in (
-        (x, y, [0.5, 1.0], True, False),
+        (x, y, [1.0, 0.5], True, False),
         (x, None, [], True, True),
         (x, y, [0.5], False, False),
     ):
         torch.library.opcheck(torch.ops.rumfast.pair_sums.default, arguments)
 
 
-def test_compiles_in_one_graph():
-    x, y = normal(9, 4), normal(7, 4, seed=1)
+def test_compiles_in_one_graph(device):
+    x, y = normal(9, 4).to(device), normal(7, 4, seed=1).to(device)
     compiled = torch.compile(
         lambda x, y: mean_distance(x, y) + rbf_mean(x, bandwidths=[2.0, 1.0]).sum(),
         backend="eager",
