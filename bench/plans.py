@@ -61,6 +61,7 @@ def on_scores(recipe: Recipe, source: str, scores: Path) -> Recipe:
                 update={
                     "path": source,
                     "source": None,
+                    "label_noise": 0.0,  # of data that is not packed
                     "train_examples": train,
                     "test_examples": test,
                     "seed": seed,
