@@ -4,6 +4,7 @@
 module imports no torch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from rumfast.bench.report import Ratio, Record, compare, table
@@ -16,12 +17,15 @@ ATTEMPTS = 3  # at a ratio that fell: a busy machine makes some fall, and not th
 __all__ = ["SUITES", "compare", "fallen", "run", "table"]
 
 
-def run(suite: str, quick: bool = False) -> dict[str, Any]:
+def run(
+    suite: str, quick: bool = False, on_case: Callable[[dict[str, Any]], object] | None = None
+) -> dict[str, Any]:
     """Measure ``suite`` (one of ``SUITES``, or ``all``) on the best device; the record is ready for JSON.
 
     Args:
         quick: small shapes and few rounds: all suites in minutes on two idle cores, instead of a quarter of
             an hour.
+        on_case: called after each measurement with the record as far as it goes.
 
     Raises:
         UsageError: unknown suite.
@@ -30,7 +34,7 @@ def run(suite: str, quick: bool = False) -> dict[str, Any]:
         raise UsageError(f"suite: got {suite!r}, expected one of {', '.join(SUITES)}, all")
     from rumfast.bench.record import take
 
-    return take(SUITES if suite == "all" else (suite,), quick)
+    return take(SUITES if suite == "all" else (suite,), quick, on_case)
 
 
 def fallen(record: Record, previous: Record, quick: bool = False) -> list[str]:

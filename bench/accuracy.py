@@ -7,6 +7,7 @@ is precision, layout, compilation, and the random draws of orders, crops and fli
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -18,13 +19,15 @@ import torch
 from rumfast.bench.machine import taken
 from rumfast.bench.member import fit, logits
 from rumfast.bench.plain import normalised, plain_loader, plain_workers
+from rumfast.bench.record import described
+from rumfast.bench.setting import limited
 from rumfast.config import DataConfig, TrainConfig, load_recipe
 from rumfast.data import Dataset, dataset_from_source, load_dataset
 from rumfast.evaluation import t_interval
 from rumfast.inference import logits_of
 from rumfast.models import build_model
 from rumfast.progress import track
-from rumfast.runtime import environment, pick_device
+from rumfast.runtime import pick_device
 from rumfast.store import write_json
 from rumfast.training import Learner, learning_rate
 
@@ -55,55 +58,99 @@ def measure(
         epochs: instead of the recipe's.
         quick: few examples, to see that it runs; nothing can be concluded from it.
     """
-    rows = []
+    planned = cases(recipes, seeds, packed=packed, epochs=epochs, quick=quick, device=device)
+    trained = []
+    with track("pairs of models", len(planned)) as advance:
+        for train in planned.values():
+            trained.append(train())
+            advance()
+    return record(trained)
+
+
+def cases(
+    recipes: Sequence[str],
+    seeds: int = SEEDS,
+    *,
+    packed: str | None = None,
+    epochs: int | None = None,
+    quick: bool = False,
+    device: str = "auto",
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """One pair of models, ours and the plain one, for each recipe and seed; arguments as for ``measure``."""
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
     for name in recipes:
-        recipe = load_recipe(name)
-        data = load(recipe.data, packed)
-        if quick:
-            data = data.take(min(QUICK, len(data)), min(QUICK, len(data.test)))
-        config = recipe.train if epochs is None else recipe.train.model_copy(update={"epochs": epochs})
-        rows.append({"recipe": recipe.name} | both_ways(data, config, seeds, device))
-    return {"schema": SCHEMA, "rows": rows, "environment": dict(environment())}
+        pairs = Pairs(name, packed, epochs, quick, device)
+        found |= {f"{name}, seed {seed}": partial(pairs.train, seed) for seed in range(seeds)}
+    return found
+
+
+def record(trained: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The record of what ``cases`` gave: one row for each recipe."""
+    names = dict.fromkeys(pair["setting"]["recipe"] for pair in trained)
+    rows = [row([pair for pair in trained if pair["setting"]["recipe"] == name]) for name in names]
+    return {"schema": SCHEMA, "rows": rows, "environment": described()}
 
 
 def load(config: DataConfig, packed: str | None = None) -> Dataset:
-    """The recipe's examples; where it names a source, from there without packing."""
+    """The recipe's examples; where it names a source, from there without packing. All there are, if fewer."""
     if config.source is not None:
         data = dataset_from_source(config.source, config.label_noise, config.seed)
     else:
         data = load_dataset(packed or str(config.path))
-    return data.take(config.train_examples, config.test_examples, config.seed)
+    return limited(data, config)
 
 
-def both_ways(data: Dataset, config: TrainConfig, seeds: int, device: str = "auto") -> dict[str, Any]:
-    """One row: accuracies with 95 % t-intervals over seeds, their difference, and seconds per model.
+class Pairs:
+    """Trains a recipe both ways, seed by seed; data and learner are there from the first pair on."""
 
-    The ways are timed in turn. The difference, ours − plain, is paired: a seed has the same initial weights.
+    def __init__(self, name: str, packed: str | None, epochs: int | None, quick: bool, device: str) -> None:
+        self.recipe = load_recipe(name)
+        changes = {} if epochs is None else {"epochs": epochs}
+        self.config = self.recipe.train.model_copy(update=changes)
+        self._packed, self._quick, self._device = packed, quick, device
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The recipe's examples; few of them where it is quick."""
+        data = load(self.recipe.data, self._packed)
+        return data.take(min(QUICK, len(data)), min(QUICK, len(data.test))) if self._quick else data
+
+    @cached_property
+    def learner(self) -> Learner:
+        """Ours, compiled."""
+        learner = Learner(self.data, self.config, self._device)
+        _warm_up(learner)
+        return learner
+
+    def train(self, seed: int) -> dict[str, Any]:
+        """Accuracy and seconds of a model of each way, both from the same initial weights."""
+        learner, data = self.learner, self.data
+        found = {OURS: train_ours(learner, data, seed)}
+        found[PLAIN] = train_plainly(data, self.config, seed, learner.device)
+        setting = {
+            "recipe": self.recipe.name,
+            "arch": self.config.arch,
+            "dtype": str(learner.dtype).removeprefix("torch."),  # of ours
+            "examples": len(data),
+            "test_examples": len(data.test),
+            "epochs": self.config.epochs,
+        }
+        return {"setting": setting} | {way: list(trained) for way, trained in found.items()}
+
+
+def row(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One recipe: accuracies with 95 % t-intervals over seeds, their difference, and seconds per model.
+
+    The difference, ours − plain, is paired: a seed has the same initial weights.
     """
-    learner = Learner(data, config, device)
-    ways: dict[str, Callable[[int], Trained]] = {
-        OURS: lambda seed: train_ours(learner, data, seed),
-        PLAIN: lambda seed: train_plainly(data, config, seed, learner.device),
-    }
-    _warm_up(learner)
-    found: dict[str, list[Trained]] = {way: [] for way in ways}
-    with track("models", len(ways) * seeds) as advance:
-        for seed in range(seeds):
-            for way, train in ways.items():
-                found[way].append(train(seed))
-                advance()
-    accuracy = {way: [one for one, _ in trained] for way, trained in found.items()}
+    accuracy = {way: [pair[way][0] for pair in pairs] for way in (OURS, PLAIN)}
     difference = [ours - plain for ours, plain in zip(accuracy[OURS], accuracy[PLAIN], strict=True)]
     return {
-        "arch": config.arch,
-        "dtype": str(learner.dtype).removeprefix("torch."),  # of ours
-        "examples": len(data),
-        "test_examples": len(data.test),
-        "epochs": config.epochs,
-        "seeds": seeds,
+        **pairs[0]["setting"],
+        "seeds": len(pairs),
         "accuracy": {way: t_interval(values)._asdict() for way, values in accuracy.items()},
         "difference": t_interval(difference)._asdict(),
-        "seconds": {way: [seconds for _, seconds in trained] for way, trained in found.items()},
+        "seconds": {way: [pair[way][1] for pair in pairs] for way in (OURS, PLAIN)},
     }
 
 

@@ -1,8 +1,7 @@
 """Where an epoch's time goes: data, forward, backward, optimizer, and what lies between them."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -23,13 +22,11 @@ class Loop(NamedTuple):
     """A way to train, whole and in parts.
 
     Attributes:
-        epoch: takes the steps of ``epochs`` epochs, as it is used.
+        epoch: takes the steps of an epoch, as it is used.
         batches: starts one more epoch of what steps are taken on.
         loss_of: the loss of one of them.
         dtype: that products are computed in.
         threads: of the CPU that ``epoch`` computes with.
-        epochs: in one call of ``epoch``.
-        tuned: does ``epoch`` let CUDA choose convolutions by timing them?
     """
 
     epoch: Call
@@ -39,8 +36,6 @@ class Loop(NamedTuple):
     model: nn.Module
     dtype: torch.dtype
     threads: int
-    epochs: int = 1
-    tuned: bool = False
 
 
 def shares(loop: Loop, device: torch.device, rounds: int = 3) -> dict[str, float]:
@@ -57,11 +52,11 @@ def shares(loop: Loop, device: torch.device, rounds: int = 3) -> dict[str, float
     """
     parts: list[dict[str, float]] = []
     calls: dict[str, Call] = {"epoch": loop.epoch, "parts": lambda: parts.append(phase_ms(loop, device))}
-    epoch_ms = float(np.median(interleave(calls, rounds, device, warmup=0)["epoch"])) / loop.epochs
+    epoch_ms = float(np.median(interleave(calls, rounds, device, warmup=0)["epoch"]))
     found = {phase: float(np.median([part[phase] for part in parts])) / epoch_ms for phase in PHASES}
     found[REST] = 1 - sum(found.values())
     if device.type == "cuda":
-        found[GAPS] = 1 - busy_ms(loop.epoch, device) / loop.epochs / epoch_ms
+        found[GAPS] = 1 - busy_ms(loop.epoch, device) / epoch_ms
     return found
 
 
@@ -73,7 +68,7 @@ def phase_ms(loop: Loop, device: torch.device) -> dict[str, float]:
     mark, between = _clock(device)
     marks: list[list[Any]] = []
     loop.model.train()
-    with cpu_threads(loop.threads), _convolutions(loop.tuned):
+    with cpu_threads(loop.threads):
         batches = iter(loop.batches())
         while True:
             started = mark()
@@ -107,16 +102,6 @@ def _clock(device: torch.device) -> tuple[Callable[[], Any], Callable[[Any, Any]
         return event
 
     return record, lambda start, stop: start.elapsed_time(stop)
-
-
-@contextmanager
-def _convolutions(tuned: bool) -> Iterator[None]:
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = tuned or before
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def busy_ms(call: Call, device: torch.device) -> float:

@@ -1,12 +1,14 @@
 """One case of a record: samples of interleaved variants become medians, spreads and ratios."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 Samples = Mapping[str, list[float]]  # variant → milliseconds, round by round; one variant is OURS
 OURS = "ours"
+Case = dict[str, Any]  # as ``case`` returns it
+Measure = Callable[[], list[Case]]  # cases that are measured together; a suite names several
 
 
 def case(
@@ -18,7 +20,7 @@ def case(
     missing: Mapping[str, str] | None = None,
     throughput: tuple[str, float] | None = None,
     notes: Mapping[str, Mapping[str, float]] | None = None,
-) -> dict[str, Any]:
+) -> Case:
     """Summarise one case as the record holds it.
 
     The ratio is that of the medians, median(peer) / median(ours): above 1 is faster than the peer. Its spread

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from itertools import cycle
 from statistics import median
 from typing import Any
@@ -10,43 +11,59 @@ import torch
 from torch import Tensor
 
 from rumfast.bench import peers
-from rumfast.bench.cases import OURS, case
+from rumfast.bench.cases import OURS, Case, Measure, case
 from rumfast.bench.setting import Setting
-from rumfast.bench.timing import Call, interleave, peak_megabytes
-from rumfast.bench.workloads import CASES, Function, Inputs, Kernel
+from rumfast.bench.timing import Call, peak_megabytes, take_turns
+from rumfast.bench.workloads import CASES, Function, Inputs, Kernel, bytes_of
 
 ROTATION = 3  # sets of inputs, taken in turn
+LARGE_INPUTS = 1 << 30  # bytes of a set, far beyond any cache, from which on there is one
 MOST_ON_CPU = 4e9  # bytes that a peer may take
 
 
-def cases(setting: Setting) -> list[dict[str, Any]]:
+def cases(setting: Setting) -> dict[str, Measure]:
     """Time every kernel of ``CASES`` beside its peers."""
-    return [measure(name, kernel, setting) for name, kernel in CASES.items()]
+
+    def one(name: str, kernel: Kernel) -> list[Case]:
+        return [measure(name, kernel, setting)]
+
+    return {name: partial(one, name, kernel) for name, kernel in CASES.items()}
 
 
 @torch.no_grad()
-def measure(name: str, kernel: Kernel, setting: Setting) -> dict[str, Any]:
-    """One case: each variant's error, peak memory, times, and share of what the roofline allows."""
+def measure(name: str, kernel: Kernel, setting: Setting) -> Case:
+    """One case: each variant's error, peak memory, times, and share of what the roofline allows.
+
+    On CUDA also the microseconds until a call returns to the host.
+    """
     torch.cuda.empty_cache()  # what cases before left would count as taken
     draw = torch.Generator(setting.device).manual_seed(0)
-    rotation = [kernel.inputs(setting, draw) for _ in range(ROTATION)]
+    rotation = [kernel.inputs(setting, draw)]
+    if bytes_of(*rotation[0]) <= LARGE_INPUTS:
+        rotation += [kernel.inputs(setting, draw) for _ in range(ROTATION - 1)]
     functions, missing = variants(kernel, setting, rotation[0])
     outputs, failed = first_outputs(functions, rotation[0])
     missing |= failed
-    truth = kernel.exact(
-        *(tensor.double() if tensor.is_floating_point() else tensor for tensor in rotation[0])
-    )
+    truth = exact_output(kernel, rotation[0])
     error = {variant: largest_error(output, truth) for variant, output in outputs.items()}
     bound, least_ms = roofline(kernel, setting, rotation[0], outputs[OURS])
     calls = {variant: in_turn(functions[variant], rotation) for variant in outputs}
     del outputs, truth
+    torch.cuda.empty_cache()  # the truth in float64 takes the most, and no variant could have it back in time
     peak = peak_megabytes(calls, setting.device)
     rounds, seconds = (15, 0.5) if setting.quick else (40, 4.0)
-    samples = interleave(calls, rounds, setting.device, warmup=0, seconds=seconds)
+    samples, host_us = take_turns(calls, rounds, setting.device, warmup=0, seconds=seconds)
     share = {variant: least_ms / median(times) for variant, times in samples.items()}
     notes = {"error": error, f"share of {bound}": share} | ({"peak MB": peak} if peak else {})
+    if host_us:
+        notes["host µs"] = {variant: median(times) for variant, times in host_us.items()}
     shape = " ".join(str(list(tensor.shape)) for tensor in rotation[0])
     return case(name, shape, kernel.dtype, samples, missing=missing, notes=notes)
+
+
+def exact_output(kernel: Kernel, inputs: Inputs) -> Any:
+    """What the kernel's formula gives for the same inputs in float64."""
+    return kernel.exact(*(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs))
 
 
 def variants(kernel: Kernel, setting: Setting, inputs: Inputs) -> tuple[dict[str, Function], dict[str, str]]:

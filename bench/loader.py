@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rumfast.bench.cases import OURS, Samples, case
+from rumfast.bench.cases import OURS, Case, Measure, Samples, case
 from rumfast.bench.plain import Pairs, on_device, plain_loader
 from rumfast.bench.setting import Setting, random_dataset
 from rumfast.bench.timing import interleave
@@ -53,12 +53,12 @@ SIZES = (  # of CIFAR, Tiny-ImageNet and ImageNet
 )
 
 
-def cases(setting: Setting) -> list[dict[str, Any]]:
+def cases(setting: Setting) -> dict[str, Measure]:
     """Time an epoch of every loader on every size; each of ours is one case, with all others as its peers."""
-    return [one for images in SIZES for one in _cases(images, setting)]
+    return {f"loaders{images.label}": partial(_cases, images, setting) for images in SIZES}
 
 
-def _cases(images: Images, setting: Setting) -> list[dict[str, Any]]:
+def _cases(images: Images, setting: Setting) -> list[Case]:
     data = random_dataset(setting.size(*images.examples), images.side)
     batch, device = setting.size(*images.batch), setting.device
     with tempfile.TemporaryDirectory() as folder:

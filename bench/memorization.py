@@ -10,38 +10,57 @@ from typing import Any
 
 import numpy as np
 
+from rumfast.bench.ledger import Unfinished
+from rumfast.bench.record import described
+from rumfast.bench.setting import limited
+from rumfast.bench.votes import Votes
 from rumfast.config import Recipe, load_recipe
-from rumfast.data import load_dataset
+from rumfast.data import Dataset, load_dataset
 from rumfast.progress import track
-from rumfast.runtime import environment
+from rumfast.score_files import write_scores
 from rumfast.scores import worst_standard_error
 from rumfast.store import write_json
-from rumfast.sweeps import LocalEngine, Population, load_sweep
+from rumfast.sweeps import LocalEngine, Population
 from rumfast.sweeps.run import sweep_spec
 
 SCHEMA = "rumfast/memorization/1"
+VOTES = "votes.npz"
 
 
 def measure(
-    recipe: Recipe, source: str, folder: Path, members: int, seconds: float, device: str = "auto"
+    recipe: Recipe,
+    source: str,
+    folder: Path,
+    members: int,
+    seconds: float,
+    device: str = "auto",
+    *,
+    votes: Path | None = None,
+    scores: Path | None = None,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Train members of the recipe's sweep for ``seconds``, at most ``members``, and reduce all there are.
 
     The members that start the workers, which load the data and compile, are left out of the rate. What
-    ``folder`` holds already counts as done and not as trained.
+    ``folder`` or ``votes`` holds already counts as done and not as trained.
+
+    Args:
+        folder: of the sweep; it may be lost as long as ``votes`` is kept.
+        votes: file that what is needed of each member is added to; None: in ``folder``.
+        scores: file to write the memorization scores to, for a recipe's ``sweep.scores``.
+        workers: processes; None: as the engine chooses.
     """
-    asked = recipe.data
-    data = load_dataset(source).take(asked.train_examples, asked.test_examples, asked.seed)
+    data = limited(load_dataset(source), recipe.data)
     spec = sweep_spec(
         data, recipe.train, include=recipe.sweep.include, design=recipe.sweep.design, device=device
     )
-    population = Population.create(folder, spec)
-    with LocalEngine(device=device) as engine:
-        rate = _train(engine, population, members, seconds)
-    sweep = load_sweep(population, range(members))
-    reliability = sweep.reliability()
-    accuracy = [float(record.correct_test_N.mean()) for record in sweep.records()]
-    count = len(sweep.members)
+    kept = Votes(votes or folder / VOTES, Population.create(folder, spec), data)
+    kept.collect(range(members))
+    with LocalEngine(workers, device) as engine:
+        rate = _train(engine, kept, members, seconds)
+    if scores is not None:
+        export(kept, scores)
+    reliability, accuracy = kept.reliability(), kept.test_accuracies()
     return {
         "schema": SCHEMA,
         "recipe": recipe.name,
@@ -51,26 +70,36 @@ def measure(
         "precision": spec.precision,
         "dataset": {"name": data.name, "train": len(data), "test": len(data.test)},
         "examples_per_member": len(spec.subset(0, len(data))),
-        "members": count,
+        "members": len(kept),
         **rate,
         "test_accuracy": {"mean": float(np.mean(accuracy)), "sd": float(np.std(accuracy))},
         "split_half": None if reliability is None else reliability._asdict(),
-        "worst_standard_error": worst_standard_error(count, recipe.sweep.include),
-        "environment": dict(environment()),
+        "worst_standard_error": worst_standard_error(len(kept), recipe.sweep.include),
+        "environment": described(),
     }
 
 
-def _train(engine: LocalEngine, population: Population, members: int, seconds: float) -> dict[str, Any]:
-    """Train in rounds of two members per worker until the time is over."""
+def _train(engine: LocalEngine, votes: Votes, members: int, seconds: float) -> dict[str, Any]:
+    """Train in rounds of two members per worker while another round fits into the time."""
     started = perf_counter()
-    missing = sorted(set(range(members)) - set(population.done(range(members))))
+    missing = [index for index in range(members) if index not in votes]
     first, size = missing[: engine.workers], 2 * engine.workers
+    start_up, trained, round_s = 0.0, 0, 0.0
     with track("sweep members", members, members - len(missing)) as advance:
-        engine.run(population, first, lambda answer: advance())
-        start_up, trained = perf_counter() - started, 0
-        while perf_counter() - started < seconds and (chosen := missing[len(first) + trained :][:size]):
-            engine.run(population, chosen, lambda answer: advance())
+
+        def on_done(answer: dict[str, Any]) -> None:
+            votes.collect(missing)
+            advance()
+
+        engine.run(votes.population, first, on_done)
+        start_up = perf_counter() - started
+        while chosen := missing[len(first) + trained :][:size]:
+            began = perf_counter()
+            if began - started + round_s >= seconds:
+                break
+            engine.run(votes.population, chosen, on_done)
             trained += len(chosen)
+            round_s = perf_counter() - began
     wall = perf_counter() - started
     return {
         "workers": engine.workers,
@@ -78,6 +107,34 @@ def _train(engine: LocalEngine, population: Population, members: int, seconds: f
         "wall_s": wall,
         "members_per_hour": 3600 * trained / (wall - start_up) if trained else None,
     }
+
+
+def export(votes: Votes, path: Path) -> None:
+    """Write the scores as a recipe's ``sweep.scores`` reads them."""
+    data: Dataset = votes.data
+    scores, ids = votes.memorization(), np.arange(len(data))
+    columns = {
+        "id": ids,
+        "label": data.train.label_N,
+        "flipped": np.isin(ids, data.flipped),
+        "memorization": scores.score_N,
+        "standard_error": scores.standard_error_N,
+        "included": scores.included_N,
+        "excluded": scores.excluded_N,
+    }
+    write_scores(path, columns)
+
+
+def unless_unfinished(record: dict[str, Any], members: int) -> dict[str, Any]:
+    """What of a record is worth a line.
+
+    Raises:
+        Unfinished: with the same, if members are missing.
+    """
+    summary = {key: record[key] for key in ("members", "members_per_hour", "workers", "test_accuracy")}
+    if record["members"] < members:
+        raise Unfinished(summary)
+    return summary
 
 
 def main() -> None:

@@ -1,40 +1,74 @@
 """Take a record: measure suites, and write down all that has to be known to read the numbers."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
 
 import torch
 
+from rumfast.bench.cases import Measure
 from rumfast.bench.report import SCHEMA
 from rumfast.bench.setting import Setting
 from rumfast.progress import track
 from rumfast.runtime import environment
 
 
-def take(suites: Iterable[str], quick: bool) -> dict[str, Any]:
-    """Measure ``suites`` one after another, each a module of this package with ``cases(setting)``."""
+def take(
+    suites: Iterable[str], quick: bool, on_case: Callable[[dict[str, Any]], object] | None = None
+) -> dict[str, Any]:
+    """Measure ``suites`` one after another.
+
+    Args:
+        on_case: called after each measurement with the record as far as it goes.
+    """
     names = tuple(suites)
     load = os.getloadavg()[0]
     setting = Setting.measure(quick)
-    cases: list[dict[str, Any]] = []
-    with track("bench", len(names)) as advance:
-        for name in names:
-            found = import_module(f"rumfast.bench.{name}").cases(setting)
-            cases += [{"suite": name} | one for one in found]
+    record = blank(names, setting, load)
+    planned = [(name, measure) for name in names for measure in measurements(name, setting).values()]
+    with track("bench", len(planned)) as advance:
+        for name, measure in planned:
+            record["cases"] += [{"suite": name} | one for one in measure()]
+            if on_case is not None:
+                on_case(record)
             advance()
+    return record
+
+
+def measurements(suite: str, setting: Setting) -> dict[str, Measure]:
+    """What a suite, a module of this package, measures: by name, nothing measured yet."""
+    return import_module(f"rumfast.bench.{suite}").cases(setting)
+
+
+def blank(suites: Iterable[str], setting: Setting, load: float) -> dict[str, Any]:
+    """A record without cases.
+
+    Args:
+        load: processes that wanted a core in the minute before; others disturb the times.
+    """
     return {
         "schema": SCHEMA,
-        "suites": list(names),
-        "quick": quick,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": environment()["commit"],
-        "environment": dict(environment()),
+        "suites": list(suites),
+        "quick": setting.quick,
+        "date": now(),
+        "commit": described()["commit"],
+        "environment": described(),
         "device": setting.device.type,
         "threads": torch.get_num_threads(),
-        "load": load,  # processes that wanted a core in the minute before; others disturb the times
+        "load": load,
         "roofline": {"copy_gb_s": setting.copy_gb_s, "matmul_gflop_s": setting.matmul_gflop_s},
-        "cases": cases,
+        "cases": [],
     }
+
+
+def now() -> str:
+    """Date and time in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def described() -> dict[str, str | int | None]:
+    """Versions and hardware; the commit from the variable ``COMMIT`` where the files have no history."""
+    found = dict(environment())
+    return found | {"commit": found["commit"] or os.environ.get("COMMIT") or None}

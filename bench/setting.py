@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from rumfast.bench.timing import Call, interleave
+from rumfast.config import DataConfig
 from rumfast.data import Dataset
 from rumfast.runtime import pick_device, pick_precision
 
@@ -65,6 +66,16 @@ def roofline(device: torch.device, quick: bool) -> tuple[float, dict[str, float]
     ms = {name: float(np.median(times)) for name, times in samples.items()}
     rates = {name: 2 * width**3 / ms[name] / 1e6 for name in factors}
     return 2 * source.nbytes / ms["copy"] / 1e6, rates
+
+
+def limited(data: Dataset, config: DataConfig) -> Dataset:
+    """As many examples as the recipe asks for, or all, if there are fewer."""
+    train, test = config.train_examples, config.test_examples
+    return data.take(
+        None if train is None else min(train, len(data)),
+        None if test is None else min(test, len(data.test)),
+        config.seed,
+    )
 
 
 def random_dataset(examples: int, size: int = 32) -> Dataset:

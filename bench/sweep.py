@@ -8,15 +8,17 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from rumfast.bench.cases import OURS, case
-from rumfast.bench.setting import Setting
+from rumfast.bench.cases import OURS, Case, Measure, case
+from rumfast.bench.report import OWN
+from rumfast.bench.setting import Setting, random_dataset
 from rumfast.bench.timing import Call, interleave
 from rumfast.config import TrainConfig, load_recipe
 from rumfast.data import Dataset, load_dataset
@@ -26,17 +28,23 @@ from rumfast.sweeps.run import sweep_spec
 from rumfast.training import learning_rate
 
 ONE, MANY = "a process per member, one by one", "a process per member, as many as cores"
+RANDOM_EXAMPLES, RANDOM_TESTS = 12_000, 3_000
 INCLUDE = 0.7  # share of the training set each member sees
 
 
-def cases(setting: Setting) -> list[dict[str, Any]]:
-    """Time a sweep of the shipped digits recipe; workers of ours stay from sweep to sweep, as in a long one.
+def cases(setting: Setting) -> dict[str, Measure]:
+    """Time sweeps of the shipped digits recipe."""
+    members, rounds = setting.size(2, 4, 8), 2 if setting.quick else 3
+    return {"sweep": partial(against_processes, setting, members, rounds)}
+
+
+def against_processes(setting: Setting, members: int, rounds: int) -> list[Case]:
+    """Ours against a process per member; workers of ours stay from sweep to sweep, as in a long one.
 
     Accuracies are means over all members that were trained, so that nobody gains speed by training worse.
     """
     data = load_dataset("digits")
     config = recipe(epochs=setting.size(5, 20, 20))
-    members = setting.size(2, 4, 8)
     device = str(setting.device)
     accuracy: dict[str, list[float]] = {OURS: [], ONE: [], MANY: []}
     spec = sweep_spec(data, config, include=INCLUDE, device=device)
@@ -49,7 +57,7 @@ def cases(setting: Setting) -> list[dict[str, Any]]:
         }
         # Our workers start untimed, as they do once in a long sweep; a process per member always starts.
         variants[OURS]()
-        samples = interleave(variants, 2 if setting.quick else 3, setting.device, warmup=0)
+        samples = interleave(variants, rounds, setting.device, warmup=0)
     examples = f"{len(spec.subset(0, len(data)))} of {len(data)} examples"
     shape = f"{config.arch}, digits, {examples}, {config.epochs} epochs, members {members}"
     means = {variant: float(np.mean(values)) for variant, values in accuracy.items()}
@@ -63,6 +71,56 @@ def cases(setting: Setting) -> list[dict[str, Any]]:
             notes={"test accuracy": means},
         )
     ]
+
+
+def by_workers(setting: Setting, rounds: int = 3, source: str | None = None) -> list[Case]:
+    """Time the local engine with one worker process against two and four on the same device.
+
+    Members are ResNet-9 on CIFAR-10, or on random images of its size; in a quick run ResNet-8 on digits.
+
+    Args:
+        source: of CIFAR-10, packed or for instance ``npz:FILE``.
+    """
+    members, device = setting.size(1, 4, 8), str(setting.device)
+    counts = {OURS: 1} | {f"{OWN}{count} workers": count for count in setting.size((2,), (2, 4), (2, 4))}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        root = Path(folder)
+        if setting.quick:
+            data, config = load_dataset("digits"), recipe(epochs=1)
+        else:
+            data = load_dataset(source or f"npz:{random_npz(root)}")
+            config = TrainConfig(arch="resnet9", epochs=8, batch_size=512, lr=0.1)
+        spec = sweep_spec(data, config, include=INCLUDE, device=device)
+        engines = {name: stack.enter_context(LocalEngine(count, device)) for name, count in counts.items()}
+        variants: dict[str, Call] = {
+            name: engine_sweeps(engine, root / name, spec, members) for name, engine in engines.items()
+        }
+        # The first round starts the workers, which load the data and compile.
+        samples = interleave(variants, rounds, setting.device)
+    shape = f"{config.arch}, {list(data.train.image_NHWC.shape)} uint8, {config.epochs} epochs"
+    return [
+        case(
+            "sweep by workers",
+            f"{shape}, members {members}",
+            spec.precision.removeprefix("torch."),
+            samples,
+            throughput=("members/h", 3600 * members),
+        )
+    ]
+
+
+def random_npz(folder: Path) -> Path:
+    """A file of random images of CIFAR-10's size, which worker processes can load."""
+    data, path = random_dataset(RANDOM_EXAMPLES), folder / "random.npz"
+    train = data.train
+    np.savez(
+        path,
+        train_images=train.image_NHWC,
+        train_labels=train.label_N,
+        test_images=train.image_NHWC[:RANDOM_TESTS],
+        test_labels=train.label_N[:RANDOM_TESTS],
+    )
+    return path
 
 
 def recipe(epochs: int) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 import json
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ class Suite(StrEnum):
 def bench(
     suite: Annotated[Suite, typer.Argument(help="What to measure.")],
     json_output: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
-    save: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Also write the record here, case by case.")] = None,
     compare: Annotated[
         Path | None,
         typer.Option(help="Fail on a ratio 20 % below this record's median and rounds, three times."),
@@ -35,10 +36,8 @@ def bench(
     from rumfast.store import read_json, write_json
 
     previous = read_json(compare, sealed=False) if compare else None
-    record = benchmarks.run(suite.value, quick)
+    record = benchmarks.run(suite.value, quick, partial(write_json, save) if save else None)
     typer.echo(json.dumps(record) if json_output else benchmarks.table(record))
-    if save:
-        write_json(save, record)
     fallen = benchmarks.fallen(record, previous, quick) if previous else []
     if fallen:
         raise MismatchError(f"{compare}: {'; '.join(fallen)}")

@@ -60,6 +60,19 @@ class Reliability(NamedTuple):
     standard_error: float
 
 
+def agreement(first_N: np.ndarray, second_N: np.ndarray) -> Reliability | None:
+    """How well scores [N] of two halves agree; None where they define fewer than three common examples."""
+    from scipy import stats  # here, as it takes each worker a second to import
+
+    both_N = np.isfinite(first_N) & np.isfinite(second_N)
+    first_N, second_N = first_N[both_N], second_N[both_N]
+    if len(first_N) < 3 or not np.ptp(first_N) or not np.ptp(second_N):
+        return None
+    rho = float(stats.spearmanr(first_N, second_N).statistic)
+    error = float(np.sqrt(np.mean((first_N - second_N) ** 2) / 4))
+    return Reliability(rho, 2 * rho / max(1 + rho, 1e-12), error)
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A sweep's complete members; diverged ones are left out of everything.
@@ -136,16 +149,7 @@ class Sweep:
 
     def reliability(self) -> Reliability | None:
         """Agreement of two halves of the sweep; None where they define fewer than three common examples."""
-        from scipy import stats  # here, as it takes each worker a second to import
-
-        first_N, second_N = (half.memorization().score_N for half in self._halves)
-        both_N = np.isfinite(first_N) & np.isfinite(second_N)
-        first_N, second_N = first_N[both_N], second_N[both_N]
-        if len(first_N) < 3 or not np.ptp(first_N) or not np.ptp(second_N):
-            return None
-        rho = float(stats.spearmanr(first_N, second_N).statistic)
-        error = float(np.sqrt(np.mean((first_N - second_N) ** 2) / 4))
-        return Reliability(rho, 2 * rho / max(1 + rho, 1e-12), error)
+        return agreement(*(half.memorization().score_N for half in self._halves))
 
     def influence(self, k: int) -> Influence:
         """The ``k`` training examples that help each test example most."""

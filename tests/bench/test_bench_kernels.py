@@ -8,7 +8,7 @@ from time import sleep
 import pytest
 import torch
 
-from rumfast.bench import kernels, peers, timing, workloads
+from rumfast.bench import kernels, peers, record, timing, workloads
 from rumfast.bench.record import take
 from rumfast.bench.report import SCHEMA, table
 from rumfast.bench.setting import Setting
@@ -223,15 +223,30 @@ def test_peak_memory_is_left_out_where_it_is_not_counted(monkeypatch, tmp_path):
     assert peak_megabytes({"ours": lambda: None}, CPU) == {}
 
 
+def test_a_record_is_saved_after_each_case(rumfast, monkeypatch, tmp_path):
+    """So that a time limit loses one."""
+    one = {"name": "one", "shape": "[1]", "dtype": "float32", "notes": {}}
+    path, seen = tmp_path / "record.json", []
+
+    def second():
+        seen.extend(json.loads(path.read_text())["cases"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Setting, "measure", lambda quick: TINY)
+    monkeypatch.setattr(record, "measurements", lambda name, setting: {"one": lambda: [one], "two": second})
+    assert rumfast("bench", "kernels", "--quick", "--save", path).code == 130
+    assert seen == [{"suite": "kernels"} | one]
+
+
 def test_a_quick_kernels_record_is_complete_and_finite(monkeypatch):
     monkeypatch.setattr(Setting, "measure", lambda quick: TINY)
     monkeypatch.setattr(Setting, "size", lambda self, quick, *more: tuple(max(12, n // 64) for n in quick))
-    record = take(("kernels",), quick=True)
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert record["schema"] == SCHEMA and record["device"] == "cpu" and record["suites"] == ["kernels"]
-    assert {"commit", "date", "environment", "load", "quick", "roofline", "threads"} <= record.keys()
-    assert [one["name"] for one in record["cases"]] == list(workloads.CASES)
-    for one in record["cases"]:
+    taken = take(("kernels",), quick=True)
+    assert json.loads(json.dumps(taken, allow_nan=False)) == taken
+    assert taken["schema"] == SCHEMA and taken["device"] == "cpu" and taken["suites"] == ["kernels"]
+    assert {"commit", "date", "environment", "load", "quick", "roofline", "threads"} <= taken.keys()
+    assert [one["name"] for one in taken["cases"]] == list(workloads.CASES)
+    for one in taken["cases"]:
         kernel = workloads.CASES[one["name"]]
         assert 0 < one["ours"]["p20"] <= one["ours"]["p50"] <= one["ours"]["p80"]
         half = "bfloat16" in (kernel.dtype, kernel.product)
@@ -244,4 +259,4 @@ def test_a_quick_kernels_record_is_complete_and_finite(monkeypatch):
             assert set(one["notes"]["peak MB"]) == {"ours", *kernel.peers}
         for peer, ratio in one["ratio"].items():
             assert ratio == pytest.approx(one["peers"][peer]["p50"] / one["ours"]["p50"])
-    assert table(record).count("\n| margins C=10 ") == 3
+    assert table(taken).count("\n| margins C=10 ") == 3

@@ -57,7 +57,9 @@ def test_loader_suite_tells_sizes_apart(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ffcv" else find(name))
     sizes = [loader.Images(32, (20,) * 3, (8,) * 3), loader.Images(12, (7,) * 3, (4,) * 3)]
     monkeypatch.setattr(loader, "SIZES", sizes)
-    found = {one["name"]: one for one in loader.cases(TINY)}
+    measured = loader.cases(TINY)
+    assert list(measured) == ["loaders", "loaders, 12×12"]
+    found = {one["name"]: one for measure in measured.values() for one in measure()}
     assert set(found) == {"loader resident", "loader resident, 12×12"}
     assert found["loader resident, 12×12"]["shape"] == "[7, 12, 12, 3] uint8, batch 4, crop 4, flip"
     for one in found.values():
@@ -118,6 +120,8 @@ def test_every_algorithm_starts_from_the_same_model():
     learner = Learner(data, sweep.recipe(epochs=1), "cpu")
     calls = unlearn.algorithms(learner, Split.from_ids(range(6), 60))
     assert set(calls) == {unlearn.TRAIN, unlearn.RETRAIN, *ALGORITHMS} - {"none", "retrain"}
+    timed = ", ".join(name.removeprefix("unlearn ") for name in unlearn.cases(TINY))
+    assert timed.split(", ") == list(unlearn.TIMED)
     assert unlearn.spent(learner, calls[unlearn.TRAIN]) == unlearn.EPOCHS * 54
     assert unlearn.spent(learner, calls[unlearn.RETRAIN]) == 54
     assert unlearn.spent(learner, calls["finetune"]) == 540
@@ -138,9 +142,9 @@ def test_time_per_gradient_is_divided_by_each_ones_own_gradients():
 
 def test_train_suite_states_its_peers(monkeypatch):
     monkeypatch.setattr(Setting, "size", lambda self, quick, full, cuda: quick // 8)
-    (one,) = train.cases(TINY)
+    ((one,),) = (measure() for measure in train.cases(TINY).values())
     assert one["shape"] == "resnet8, [8, 32, 32, 3] uint8, batch 8"
-    assert set(one["peers"]) == {train.PLAIN, train.HALF, train.COMPILED, train.FFCV}
+    assert set(one["peers"]) == {train.PLAIN, train.HALF, train.COMPILED, train.REDUCED, train.FFCV}
     assert one["notes"]["images/s"]["ours"] == pytest.approx(8000 / one["ours"]["p50"])
 
 
@@ -148,7 +152,7 @@ def test_train_suite_states_its_peers(monkeypatch):
 def test_sweep_suite_trains_the_same_members_in_three_ways(monkeypatch):
     monkeypatch.setattr(sweep, "load_dataset", lambda name: load_dataset(name).take(300, 200))
     monkeypatch.setattr(Setting, "size", lambda self, quick, full, cuda: quick // 2)
-    (one,) = sweep.cases(TINY)
+    (one,) = sweep.cases(TINY)["sweep"]()
     assert one["shape"] == "resnet8, digits, 210 of 300 examples, 2 epochs, members 1"
     assert set(one["ratio"]) == {sweep.ONE, sweep.MANY}
     accuracy = one["notes"]["test accuracy"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -65,8 +66,8 @@ def test_each_phase_has_its_own_time(timed):
 
 def test_the_rest_is_what_an_epoch_takes_beyond_its_phases(timed):
     loop, clock = timed
-    # A call of two epochs, of 30 s each, takes another 30 s: an epoch takes 45 s.
-    whole = loop._replace(epoch=lambda: [clock.wait(30), phase_ms(loop, CPU), phase_ms(loop, CPU)], epochs=2)
+    # An epoch takes 15 s besides its phases, 45 s in all.
+    whole = loop._replace(epoch=lambda: [clock.wait(15), phase_ms(loop, CPU)])
     expected = {"data": 3, "forward": 6, "backward": 9, "optimizer": 12, REST: 15}
     assert shares(whole, CPU) == pytest.approx({part: seconds / 45 for part, seconds in expected.items()})
 
@@ -93,11 +94,32 @@ def test_taking_a_step_apart_trains_as_the_whole_does():
     assert all(torch.equal(*pair) for pair in zip(*(state.values() for state in states), strict=True))
 
 
+def test_epochs_share_their_steps():
+    """What a first call compiles, tunes and records, later calls need not."""
+    learner, made = Learner(random_dataset(24, size=8), TINY, "cpu"), []
+    make = learner.stepper
+    learner.stepper = lambda *arguments: made.append(make(*arguments)) or made[-1]
+    loop = train.learner_loop(learner)
+    first = loop.epoch()
+    assert math.isfinite(first) and loop.epoch() != first and len(made) == 1
+
+
+def test_every_way_may_time_convolutions(monkeypatch):
+    seen = []
+    before = torch.backends.cudnn.benchmark
+    monkeypatch.setattr(
+        train, "interleave", lambda calls, *_: [seen.append(torch.backends.cudnn.benchmark), 1 / 0]
+    )
+    with pytest.raises(ZeroDivisionError):
+        train.epoch_case("tiny", QUICK, TINY, steps=2)
+    assert seen == [True] and torch.backends.cudnn.benchmark == before
+
+
 def test_every_way_takes_each_example_once_and_equal_batches(tmp_path):
     data = random_dataset(24, size=8)
     loops, missing = train.ways(QUICK, Learner(data, TINY, "cpu"), data, tmp_path)
     assert {OURS, train.PLAIN} <= set(loops) and {*loops, *missing} == {
-        OURS, train.PLAIN, train.HALF, train.COMPILED, train.FFCV
+        OURS, train.PLAIN, train.HALF, train.COMPILED, train.REDUCED, train.FFCV
     }  # fmt: skip
     for loop in loops.values():
         labels = [fed[1] for fed in loop.batches()]  # of a pair, or of a Batch
@@ -120,12 +142,13 @@ def test_what_is_left_out_has_its_reason(monkeypatch):
     monkeypatch.setattr(Setting, "native_bf16", True)
     reasons = train.obstacles(QUICK, TINY)
     assert reasons[train.COMPILED] == reasons[train.FFCV] == "left out of quick runs"
-    assert reasons[train.HALF] == ""
+    assert reasons[train.HALF] == "" and reasons[train.REDUCED] == "for CUDA alone"
+    assert train.obstacles(replace(FULL, device=torch.device("cuda")), TINY)[train.REDUCED] == ""
     assert train.obstacles(FULL, TINY.model_copy(update={"flip": False}))[train.FFCV] != ""
     monkeypatch.setattr(Setting, "native_bf16", False)
     emulated = train.obstacles(FULL, TINY)
     assert {peer for peer, reason in emulated.items() if "emulated" in reason} == {
-        train.HALF, train.COMPILED, train.FFCV
+        train.HALF, train.COMPILED, train.REDUCED, train.FFCV
     }  # fmt: skip
     monkeypatch.setattr(train.shutil, "which", lambda name: None)
     monkeypatch.setattr(Setting, "native_bf16", True)

@@ -1,115 +1,224 @@
-"""``bench/gpu.sh``: from a plain checkout, part by part, into the folder of the GPU."""
+"""``bench/gpu.sh``: from a plain checkout, rung by rung, into one flat folder."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from rumfast.bench import kernels
+from rumfast.bench.readme import evaluation_table
+from rumfast.bench.rungs import FILES, RUNGS
+from rumfast.score_files import read_scores
+from rumfast.store import read_json, read_npz
 
-# What a machine with a GPU may lack; jinja2 comes with torch, rich with typer, scipy with scikit-learn.
-NOT_THERE = ["torchvision", "PIL", "ffcv", "numba", "matplotlib", "tomli_w", "pyarrow", "ray", "submitit"]
 ROOT = Path(kernels.__file__).resolve().parent.parent
-STUB = """#!/bin/bash
-echo "$PYTHONPATH: $*" >> "$LOG"
-case "$*" in
-  *get_device_name*) echo "NVIDIA H100 80GB HBM3" ;;
-  *bench.builds*) exit 3 ;;
-  *-m\\ pytest*) echo "7 passed" ;;
-  *bench\\ train*) sleep "${TRAIN_SECONDS:-0}" ;;
-  *rumfast.cli*) echo "| a table |" ;;
-esac
+# What a bare torch machine lacks; pydantic and tomli-w come there as wheels, mpmath and Pillow with others.
+NOT_THERE = [
+    "torchvision", "ffcv", "ray", "submitit", "hypothesis", "jsonschema", "pytest_timeout", "pytest_benchmark"
+]  # fmt: skip
+MEGABYTES = 16 << 20
+SMOKE = """
+import os, subprocess, time
+from pathlib import Path
+
+HERE = Path(os.environ["HERE"])
+
+def waits():
+    if (HERE / "quick").exists():
+        return 4
+    child = subprocess.Popen(["sleep", "300"])
+    (HERE / "child").write_text(str(child.pid))
+    time.sleep(300)
+
+def dies():
+    if not (HERE / "quick").exists():
+        os.kill(os.getpid(), 11)
+
+def fails():
+    if not (HERE / "quick").exists():
+        raise ValueError("first" + chr(10) + "second")
+
+def cases(dry):
+    calls = {"one": lambda: 1, "two": lambda: 2, "waits": waits, "dies": dies, "fails": fails}
+    return {name: calls[name] for name in os.environ["CASES"].split()}
 """
 
 
 def gpu(checkout, *arguments, **environment):
     """Run a checkout's bench/gpu.sh, not as on CI, where optional packages may not be missing."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "CI")}
     return subprocess.run(
-        [checkout / "bench" / "gpu.sh", *arguments],
-        env=inherited | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""} | environment,
+        [checkout / "bench" / "gpu.sh", *map(str, arguments)],
+        env=bare(checkout, **environment),
         capture_output=True,
         text=True,
     )
 
 
-@pytest.mark.slow
-def test_dry_run_tries_everything_on_a_cpu(tmp_path):
-    checkout, out = tmp_path / "checkout", tmp_path / "out"
+def bare(checkout, **environment):
+    inherited = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "CI")}
+    own = {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": f"{checkout}.cache"}
+    return inherited | own | {"HERE": str(checkout), "PYTHONPATH": ""} | environment
+
+
+def copied(checkout):
+    """What a checkout holds, without its history and its records."""
     ignored = shutil.ignore_patterns("__pycache__", "results")
     for folder in ("rumfast", "kernels", "cli", "bench", "tests"):
         shutil.copytree(ROOT / folder, checkout / folder, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", checkout)
-    backend = checkout / "kernels" / "backend.py"
-    marked = "\nimport sys\nprint('not the installed package', file=sys.stderr)\n"
-    backend.write_text(backend.read_text() + marked)
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    (bare / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({NOT_THERE}))\n")
-    parts = ("builds", "tests", "kernels", "loader", "train", "accuracy", "memorization")
-    done = gpu(checkout, "--dry-run", "--out", out, *parts, PYTHONPATH=str(bare))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "not the installed package" in done.stderr and "accuracy is not compared" in done.stderr
-    suites = {f"{part}.{end}" for part in ("kernels", "loader", "train") for end in ("json", "md")}
-    files = {"builds.json", "tests.txt", "memorization.json", "sweep"} | suites
-    assert {path.name for path in out.iterdir()} == files
-    assert json.loads((out / "memorization.json").read_text())["members"] == 4
-    (first, *_) = json.loads((out / "loader.json").read_text())["cases"]
-    assert first["peers"]["DataLoader, 0 workers"] == {"missing": "torchvision is not installed"}
-    assert json.loads((out / "kernels.json").read_text())["quick"]
-    assert " passed" in (out / "tests.txt").read_text()
-    assert not (checkout / "bench" / "results").exists()
+    return checkout
 
 
 @pytest.fixture
-def stubbed(tmp_path):
-    """A checkout of the script alone, and an interpreter that pretends to have a GPU."""
-    (tmp_path / "bench").mkdir()
-    shutil.copy(ROOT / "bench" / "gpu.sh", tmp_path / "bench")
-    python = tmp_path / "python"
-    python.write_text(STUB)
-    python.chmod(0o755)
-    return tmp_path, {"PYTHON": str(python), "LOG": str(tmp_path / "log"), "PYTHONPATH": "/else"}
+def checkout(tmp_path):
+    """A checkout with two rungs: smoke, of this file's cases, and tests, whose module is missing."""
+    checkout = copied(tmp_path / "checkout")
+    (checkout / "bench" / "smoke.py").write_text(SMOKE)
+    (checkout / "bench" / "gpu_tests.py").unlink()
+    rungs = checkout / "bench" / "rungs.py"
+    few = 'RUNGS = {name: RUNGS[name] for name in ("smoke", "tests")}\n\n\ndef main() -> int:'
+    rungs.write_text(rungs.read_text().replace("def main() -> int:", few))
+    return checkout
 
 
-def test_a_part_that_fails_stops_no_other(stubbed):
-    checkout, environment = stubbed
-    done = gpu(checkout, **environment)
-    assert done.returncode == 1 and "failed: builds (exit status 3)" in done.stderr
-    results = checkout / "bench" / "results" / "nvidia-h100-80gb-hbm3"
-    assert (results / "tests.txt").read_text() == "7 passed\n"
-    assert (results / "kernels.md").read_text() == "| a table |\n"
-    calls = Path(environment["LOG"]).read_text()
-    assert f"-m rumfast.cli bench kernels --save {results}/kernels.json" in calls
-    assert "-m gpu tests/kernels tests/loaders tests/test_stepping.py" in calls
-    assert "--quick" not in calls
-    site = calls.split(":")[0]
-    assert calls.startswith(f"{site}:/else: ") and not Path(site).exists()
+def ledger(out):
+    return json.loads((out / "rungs.json").read_text())["rungs"]
 
 
-def test_a_part_ends_at_its_limit(stubbed):
-    checkout, environment = stubbed
-    results = checkout / "bench" / "results" / "nvidia-h100-80gb-hbm3"
-    results.mkdir(parents=True)
-    (results / "train.md").write_text("an earlier table")
-    done = gpu(checkout, "train", "unlearn", LIMIT="1", TRAIN_SECONDS="60", **environment)
-    assert done.returncode == 1 and "failed: train (exit status 124)" in done.stderr
-    assert "unlearn took" in done.stdout and "failed: unlearn" not in done.stderr
-    assert {path.name: path.read_text() for path in results.iterdir()} == {
-        "train.md": "an earlier table",
-        "unlearn.md": "| a table |\n",
-    }
+def alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
+    except FileNotFoundError:
+        return False
 
 
-def test_without_a_gpu_or_with_an_unknown_part_nothing_runs(stubbed):
-    checkout, environment = stubbed
-    done = gpu(checkout, "speed", **environment)
-    assert done.returncode == 2 and "gpu.sh: got speed" in done.stderr
+def wait_for(condition, seconds=120.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_dry_run_climbs_every_rung_on_a_bare_machine(tmp_path):
+    checkout, out, hidden = copied(tmp_path / "checkout"), tmp_path / "out", tmp_path / "hidden"
+    backend = checkout / "kernels" / "backend.py"
+    marked = "\nimport sys\nprint('not the installed package', file=sys.stderr)\n"
+    backend.write_text(backend.read_text() + marked)
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(
+        f"import sys\nsys.modules.update(dict.fromkeys({NOT_THERE}))\n"
+    )
+    call = ("next", "--dry-run", "--seconds", 600, "--out", out)
+    done = gpu(checkout, *call, PYTHONPATH=str(hidden), COMMIT="abc123")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not the installed package" in done.stderr
+    rungs = ledger(out)
+    assert list(rungs) == list(RUNGS) and {rung["state"] for rung in rungs.values()} == {"complete"}
+    (missing,) = rungs["accuracy"]["cases"].values()
+    assert missing["status"] == "missing" and "gpu.sh: accuracy left out digits.toml, seed 0" in done.stdout
+    assert {case["commit"] for rung in rungs.values() for case in rung["cases"].values()} == {"abc123"}
+    files = {path.name: path.stat().st_size for path in out.iterdir()}
+    assert set(files) == set(FILES) - {"accuracy.json"} and max(files.values()) < MEGABYTES
+    record = json.loads((out / "bench.json").read_text())
+    assert record["quick"] and record["commit"] == "abc123"
+    assert set(record["suites"]) == {case["suite"] for case in record["cases"]} == {
+        "kernels", "loader", "train", "sweep", "unlearn",
+    }  # fmt: skip
+    sweep = json.loads((out / "memorization.json").read_text())
+    scores = read_scores(out / "scores.npz", read_npz(out / "scores.npz")["label"])
+    assert sweep["members"] == 6 and set(scores.included_N + scores.excluded_N) == {6}
+    plans = read_json(out / "plans.json")
+    assert len(plans["plans"]) == 2 and "| `finetune` |" in evaluation_table(plans)
+    assert plans["sweep"]["members"] == 6 and str(tmp_path) not in (out / "plans.json").read_text()
     assert not (checkout / "bench" / "results").exists()
-    done = gpu(checkout, "builds")
+    before = (out / "rungs.json").read_bytes()
+    again = gpu(checkout, *call, PYTHONPATH=str(hidden))
+    assert again.returncode == 0 and "every rung is complete" in again.stdout
+    assert (out / "rungs.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_sigterm_in_the_middle_loses_one_case(checkout):
+    out = checkout / "out"
+    call = [checkout / "bench" / "gpu.sh", "next", "--dry-run", "--out", out]
+    environment = bare(checkout, CASES="one two waits")
+    with subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL) as climb:
+        wait_for((checkout / "child").exists)
+        climb.send_signal(signal.SIGTERM)
+        assert climb.wait(30) == 128 + signal.SIGTERM
+    assert not alive(int((checkout / "child").read_text()))
+    found = ledger(out)["smoke"]
+    assert found["state"] == "partial" and list(found["cases"]) == ["one", "two"]
+    (checkout / "quick").touch()
+    done = gpu(checkout, "next", "--dry-run", "--out", out, CASES="one two waits")
+    after = ledger(out)["smoke"]
+    assert after["state"] == "complete" and after["cases"]["waits"]["result"] == 4
+    assert {name: after["cases"][name] for name in found["cases"]} == found["cases"]
+    assert "smoke: two" not in done.stdout
+
+
+@pytest.mark.slow
+def test_what_fails_or_dies_stops_nothing_else_and_is_tried_again(checkout):
+    out = checkout / "out"
+    cases = {"CASES": "dies fails one"}
+    done = gpu(checkout, "next", "--dry-run", "--out", out, **cases)
+    assert done.returncode == 1
+    assert "smoke failed: dies: the process ended with exit status -11" in done.stderr
+    assert "smoke failed: fails: ValueError: first; second" in done.stderr
+    assert "tests failed: setup: ModuleNotFoundError" in done.stderr
+    found = ledger(out)
+    assert found["smoke"]["cases"]["one"]["status"] == "ok" and found["smoke"]["state"] == "failed"
+    (checkout / "quick").touch()
+    gpu(checkout, "next", "--dry-run", "--out", out, **cases)
+    after = ledger(out)["smoke"]
+    assert after["state"] == "complete" and after["cases"]["one"] == found["smoke"]["cases"]["one"]
+
+
+@pytest.mark.slow
+def test_a_rung_ends_with_the_climb(checkout):
+    out, began = checkout / "out", time.monotonic()
+    done = gpu(checkout, "smoke", "--dry-run", "--out", out, "--seconds", 40, CASES="one waits two")
+    assert time.monotonic() - began < 60 and done.returncode == 0
+    assert not alive(int((checkout / "child").read_text()))
+    assert list(ledger(out)["smoke"]["cases"]) == ["one"] and ledger(out)["smoke"]["state"] == "partial"
+
+
+@pytest.mark.slow
+def test_wheels_are_found_without_being_installed(checkout):
+    wheels = checkout / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "carried-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("carried.py", "value = 5\n")
+        info = "carried-1.0.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: carried\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    smoke = checkout / "bench" / "smoke.py"
+    smoke.write_text("import carried\n\ndef cases(dry):\n    return {'one': lambda: carried.value}\n")
+    out = checkout / "out"
+    done = gpu(checkout, "smoke", "--dry-run", "--out", out, WHEELS=str(wheels))
+    assert done.returncode == 0, done.stderr
+    assert ledger(out)["smoke"]["cases"]["one"]["result"] == 5
+    other = checkout / "other"
+    assert gpu(checkout, "smoke", "--dry-run", "--out", other).returncode == 0
+    assert ledger(other)["smoke"]["cases"]["setup"]["status"] == "missing"
+
+
+@pytest.mark.slow
+def test_without_a_gpu_or_with_an_unknown_rung_nothing_runs(checkout):
+    done = gpu(checkout, "speed")
+    assert done.returncode == 2 and "invalid choice: 'speed'" in done.stderr
+    assert done.stderr.startswith("usage: gpu.sh")
+    assert gpu(checkout).returncode == 2 and gpu(checkout, "next", "smoke").returncode == 2
+    done = gpu(checkout, "next", "--out", checkout / "out")
     assert done.returncode == 1 and "--dry-run" in done.stderr
-    assert not (checkout / "bench" / "results").exists()
+    assert not (checkout / "out").exists() and not (checkout / "bench" / "results").exists()

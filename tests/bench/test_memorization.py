@@ -1,7 +1,15 @@
+import shutil
+
+import numpy as np
 import pytest
 
-from rumfast.bench.memorization import measure
+from rumfast.bench.ledger import Unfinished
+from rumfast.bench.memorization import measure, unless_unfinished
 from rumfast.config import load_recipe
+from rumfast.data import load_dataset
+from rumfast.errors import MismatchError
+from rumfast.score_files import read_scores
+from rumfast.sweeps import Population, load_sweep
 
 
 @pytest.fixture
@@ -27,3 +35,35 @@ def test_a_sweep_goes_on_where_it_ended(recipe, tmp_path):
     done = measure(recipe, "digits", tmp_path, members=6, seconds=60, device="cpu")
     assert done["members"] == 6 and done["members_per_hour"] is None
     assert done["split_half"] == whole["split_half"]
+
+
+def test_a_sweep_goes_on_from_its_votes_alone(recipe, tmp_path):
+    files = {"votes": tmp_path / "votes.npz", "scores": tmp_path / "scores.npz"}
+    first = measure(recipe, "digits", tmp_path / "one", members=4, seconds=60, device="cpu", **files)
+    shutil.rmtree(tmp_path / "one")
+    both = measure(recipe, "digits", tmp_path / "two", members=6, seconds=60, device="cpu", **files)
+    assert (first["members"], both["members"]) == (4, 6)
+    population = Population.open(tmp_path / "two")
+    assert population.done(range(6)) == [4, 5]
+    whole = measure(recipe, "digits", tmp_path / "whole", members=6, seconds=60, device="cpu")
+    assert both["test_accuracy"] == whole["test_accuracy"] and both["split_half"] == whole["split_half"]
+    sweep = load_sweep(Population.open(tmp_path / "whole"), range(6))
+    found = read_scores(files["scores"], load_dataset("digits").take(200, 100).train.label_N)
+    for ours, theirs in zip(found, sweep.memorization(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert sweep.reliability()._asdict() == both["split_half"]
+
+
+def test_votes_of_another_sweep_are_refused(recipe, tmp_path):
+    votes = tmp_path / "votes.npz"
+    measure(recipe, "digits", tmp_path / "one", members=2, seconds=0, device="cpu", votes=votes)
+    other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 2})})
+    with pytest.raises(MismatchError, match="votes of another population"):
+        measure(other, "digits", tmp_path / "two", members=2, seconds=0, device="cpu", votes=votes)
+
+
+def test_a_sweep_with_missing_members_is_unfinished():
+    record = {"members": 3, "members_per_hour": None, "workers": 1, "test_accuracy": {"mean": 0.5, "sd": 0.1}}
+    assert unless_unfinished(record, 3) == record
+    with pytest.raises(Unfinished):
+        unless_unfinished(record, 4)
