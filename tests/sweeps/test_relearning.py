@@ -138,3 +138,12 @@ def test_one_example_is_a_forget_set(trained, digits):
     """A batch of one leaves batch norm the image's own pixels to average over."""
     found = relearn(trained("oracle"), digits, np.array([7]), **SETTING | {"target": 1.0})
     assert found.reached and found.accuracy[-1] == 1.0
+
+
+def test_its_steps_are_made_once_for_all_looks(learner, digits, forget, monkeypatch):
+    """Each look ends a run of steps; a GPU would record them anew if they were made anew."""
+    made, stepper = [], Learner.stepper
+    monkeypatch.setattr(Learner, "stepper", lambda *given: made.append(stepper(*given)) or made[-1])
+    initialize_(learner.model, 0)
+    found = relearn(learner, digits, forget, target=1.1, every=2, most=7, seed=0)
+    assert len(found.accuracy) == 5 and len(made) == 1
