@@ -88,9 +88,11 @@ class Learner:
     ) -> torch.optim.SGD:
         """Fused SGD over ``weights`` (None: all of the model's)."""
         chosen = list(self.model.parameters()) if weights is None else weights
-        # A graph reads the rate from where it lies.
-        rate = lr if self._stream is None else torch.full((), lr, device=self.device)
-        return torch.optim.SGD(chosen, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=True)
+        sgd = torch.optim.SGD(chosen, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        if self._stream is not None:  # a graph reads the rate from where it lies
+            for group in sgd.param_groups:
+                group["lr"] = torch.full((), lr, device=self.device)
+        return sgd
 
     def batches(self, ids: Tensor, epochs: float, seed: int) -> Iterator[Batch]:
         """Shuffled batches of ``ids`` for ``epochs`` passes; a fraction of a pass is rounded up to whole
