@@ -78,10 +78,10 @@ def copied(checkout):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout with two rungs: smoke, of this file's cases, and tests, whose module is missing."""
+    """A checkout with two rungs: smoke, of this file's cases, and tests, whose module fails."""
     checkout = copied(tmp_path / "checkout")
     (checkout / "bench" / "smoke.py").write_text(SMOKE)
-    (checkout / "bench" / "gpu_tests.py").unlink()
+    (checkout / "bench" / "gpu_tests.py").write_text("raise RuntimeError('no tests')\n")
     rungs = checkout / "bench" / "rungs.py"
     few = 'RUNGS = {name: RUNGS[name] for name in ("smoke", "tests")}\n\n\ndef main() -> int:'
     rungs.write_text(rungs.read_text().replace("def main() -> int:", few))
@@ -174,7 +174,7 @@ def test_what_fails_or_dies_stops_nothing_else_and_is_tried_again(checkout):
     assert done.returncode == 1
     assert "smoke failed: dies: the process ended with exit status -11" in done.stderr
     assert "smoke failed: fails: ValueError: first; second" in done.stderr
-    assert "tests failed: setup: ModuleNotFoundError" in done.stderr
+    assert "tests failed: setup: RuntimeError: no tests" in done.stderr
     found = ledger(out)
     assert found["smoke"]["cases"]["one"]["status"] == "ok" and found["smoke"]["state"] == "failed"
     (checkout / "quick").touch()
