@@ -10,7 +10,7 @@ A CPU takes a loop that numba compiles once for each machine; without numba, the
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -48,11 +48,11 @@ def _crop_and_flip(image_BHWC: Tensor, dy_B: Tensor, dx_B: Tensor, flip_B: Tenso
     return padded.view(-1, 3).index_select(0, pixel_BHW.view(-1)).view(batch, height, width, 3)
 
 
-@lru_cache(maxsize=16)
+@cache
 def _scale_shift(mean: tuple, std: tuple, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """1 / (255 std) and -mean / std for each channel.
 
-    Cached, because each batch would wait for a fresh copy to the device.
+    Kept for good: each batch would wait for a fresh copy to the device, and recorded calls read this one.
     """
     with torch.inference_mode(False):
         std_3 = torch.tensor(std, dtype=torch.float64)

@@ -137,7 +137,7 @@ class Predictor(Replayed[tuple[str, Tensor], Tensor]):
             return self((part, id_K[place]))[: stop - start].clone()
 
         with _eval_mode(self._model), side_stream(image_NHWC.device, self._stream):
-            return _batched(compute, len(id_K), image_NHWC)
+            return _batched(compute, len(id_K), image_NHWC.shape, image_NHWC.device)
 
     def _compute(self, fed: tuple[str, Tensor]) -> Tensor:
         part, id_B = fed
@@ -173,12 +173,18 @@ def _map(
         return function(normalise(image, data.mean, data.std)).float()
 
     with _eval_mode(model):
-        return _batched(compute, len(examples), examples.image_NHWC)
+        return _batched(compute, len(examples), examples.image_NHWC.shape, device)
 
 
-def _batched(compute: Callable[[int, int, int], Tensor], count: int, images: np.ndarray | Tensor) -> Tensor:
-    """``compute(start, stop, size of the largest batch)`` of all batches, halved while they do not fit."""
-    height, width = images.shape[1:3]
+def _batched(
+    compute: Callable[[int, int, int], Tensor], count: int, shape: Sequence[int], device: torch.device
+) -> Tensor:
+    """``compute(start, stop, size of the largest batch)`` of all batches, halved while they do not fit.
+
+    Args:
+        shape: of the images, [N, H, W, 3].
+    """
+    height, width = shape[1:3]
     most = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width)))
     while True:
         bounds = batch_bounds(count, most)
@@ -188,7 +194,7 @@ def _batched(compute: Callable[[int, int, int], Tensor], count: int, images: np.
         except torch.OutOfMemoryError as error:
             if most == 1:
                 raise UsageError(
-                    f"one image of {height}×{width} does not fit into {images.device}'s memory ({error}); "
+                    f"one image of {height}×{width} does not fit into {device}'s memory ({error}); "
                     "use a device with more, or a smaller network"
                 ) from None
             most //= 2

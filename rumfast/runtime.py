@@ -53,6 +53,18 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def device_lost() -> bool:
+    """True if this process uses CUDA and gets nothing but errors from it, as after an illegal access."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return True
+    return False
+
+
 def resolve_precision(name: str, device: str = "auto") -> str:
     """Name of the dtype that ``name`` means; the device is looked at only where that decides.
 

@@ -35,6 +35,8 @@ class Replayed(Generic[Fed, Result]):
     must depend on what it is given and on tensors that stay in place; nothing else may change from call to
     call. What it returns is overwritten by the next call.
 
+    Whether float32 is multiplied as TF32 counts as a part of the shape.
+
     Args:
         record: see :func:`cuda_graphs`; None computes in Python each time.
     """
@@ -42,7 +44,7 @@ class Replayed(Generic[Fed, Result]):
     def __init__(self, record: Record | None) -> None:
         self._record = record
         self._called: Counter[Any] = Counter()
-        self.recorded: dict[Any, Recorded] = {}  # by signature
+        self.recorded: dict[Any, Recorded] = {}  # by signature and the use of TF32
 
     def _compute(self, fed: Fed) -> Result:
         raise AssertionError("each kind of computation defines its own")
@@ -51,7 +53,7 @@ class Replayed(Generic[Fed, Result]):
         """The computation's result for ``fed``."""
         if self._record is None:
             return self._compute(fed)
-        key = signature(fed)
+        key = signature(fed), torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         if key not in self.recorded:
             self._called[key] += 1
             if self._called[key] <= WARM_UP:

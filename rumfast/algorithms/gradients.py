@@ -17,7 +17,7 @@ CPU_BLOCK, GPU_BLOCK = 2**20, 2**29
 
 
 def gradient_sum(learner: Learner, ids: Tensor) -> list[Tensor]:
-    """Σ ∇CE over ``ids``, one tensor per parameter."""
+    """Σ ∇CE over ``ids``, one tensor per parameter, in the recipe's precision."""
     learner.model.eval()
     learner.model.zero_grad()
     for batch in learner.loader.epoch(ids, 0, shuffle=False):

@@ -24,7 +24,7 @@ from rumfast.data import Dataset
 from rumfast.errors import DataError, DivergedError, MismatchError, RumfastError, StorageError
 from rumfast.plans import StepRecord, Unlearned, bind, parse_plan, run_plan, spread_budget
 from rumfast.refinement import Group
-from rumfast.runtime import pick_device, pick_precision
+from rumfast.runtime import device_lost, pick_device, pick_precision
 from rumfast.scores.proxies import ProxyTotals, TrainingEvents
 from rumfast.sweeps.journal import Journal
 from rumfast.sweeps.population import Population
@@ -276,6 +276,9 @@ def serve(device: str) -> None:
         except RumfastError as error:
             answer = {"status": "error", "kind": type(error).__name__, "message": str(error)}
         except Exception as error:  # out of memory, say: trying again would not help, and a traceback neither
+            if device_lost():  # an error of another process under MPS, say; a new process gets a new context
+                print(f"rumfast: {type(error).__name__}: {error}", file=sys.stderr)
+                os._exit(1)
             answer = {
                 "status": "error",
                 "kind": "PartialError",

@@ -1,6 +1,8 @@
 """What a worker does for each member, and what it keeps from one to the next."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -154,3 +156,21 @@ def test_the_reference_has_what_a_sweep_needs(reference):
     with pytest.raises(DataError, match="no such file"):
         reference.record(17)
     assert json.loads((reference.root / "spec.json").read_text())["design"] == "fixed"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_worker_that_lost_its_gpu_ends_and_any_other_error_is_answered(lost):
+    code = (
+        "import torch\n"
+        "from rumfast.sweeps import worker\n"
+        "def fail(*arguments): raise RuntimeError('an illegal memory access was encountered')\n"
+        f"torch.cuda.is_initialized = lambda: {lost}\n"
+        "torch.cuda.synchronize = worker.Worker.do = fail\n"
+        "worker.serve('cpu')\n"
+    )
+    task = json.dumps({"population": "nowhere", "index": 0}) + "\n"
+    done = subprocess.run([sys.executable, "-c", code], input=task, capture_output=True, text=True)
+    if lost:
+        assert done.returncode == 1 and not done.stdout and "illegal memory access" in done.stderr
+    else:
+        assert done.returncode == 0 and "illegal memory access" in json.loads(done.stdout)["message"]

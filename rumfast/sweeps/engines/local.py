@@ -100,8 +100,8 @@ class LocalEngine:
 
     Where there are more workers than GPUs, several share one: side by side under an MPS daemon that the
     engine starts, or in turn where MPS is missing, fails or is off. Each worker has a copy of the images on
-    its GPU (CIFAR-10: 150 MB). A kernel that fails under MPS may end all workers of its GPU; they are
-    restarted.
+    its GPU (CIFAR-10: 150 MB). A kernel that fails under MPS may cost all workers of its GPU their
+    context: they end, and others take over.
 
     Args:
         workers: processes; None takes one per core or GPU.
