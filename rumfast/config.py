@@ -61,7 +61,7 @@ class TrainConfig(Strict):
     width: Positive | None = None  # channels of the stem; None: the architecture's own
     stem_stride: Literal[1, 2] = 1  # 2 quarters the cost on 32×32 images
     epochs: Positive = 30
-    batch_size: Positive = 256  # up to 5 % more or fewer where that makes all batches equal
+    batch_size: Positive = 256  # about: batches are of even size, with at most 5 % more (see loaders.base)
     micro_batches: Positive = 1  # parts a batch is split into where a step needs more memory than there is
     lr: Rate = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
