@@ -3,7 +3,7 @@
 Each rung runs in a process of its own, which a faulty kernel can take down alone, and takes at most four
 minutes of a climb. What comes out lies flat in the folder: ``rungs.json`` (states, cases, errors) and the
 records. With ``next``, rungs with untried cases come first, the lowest of them first, but a rung that has had
-its four minutes waits for the others; then failed cases are tried again.
+a turn waits for the others; then failed cases are tried again.
 """
 
 import argparse
@@ -60,8 +60,7 @@ class Climb:
         ]
 
         def turn(name: str) -> tuple[bool, int, int]:
-            turns = int(ledger.rung(name)["seconds"] // LIMIT_S)
-            return ledger.state(name) == "failed", turns, order.index(name)
+            return ledger.state(name) == "failed", ledger.rung(name)["turns"], order.index(name)
 
         return min(fitting, key=turn, default=None)
 
@@ -74,6 +73,7 @@ class Climb:
             status = self._process_of(name, left)
         ledger = Ledger(self.folder)
         ledger.rung(name)["seconds"] += round(monotonic() - started, 1)
+        ledger.rung(name)["turns"] += 1
         ledger.write()
         print(f"gpu.sh: {name} is {ledger.state(name)} after {monotonic() - started:.0f} s", flush=True)
 
@@ -82,7 +82,7 @@ class Climb:
         ledger = Ledger(self.folder)
         ledger.rung(name)["running"] = None
         ledger.write()
-        before = len(ledger.rung(name)["cases"])
+        before = ledger.measured_in(self.began, name)
         until = monotonic() + seconds - SPARE_S
         command = [sys.executable, "-m", "rumfast.bench.rungs", name, "--until", f"{until:.1f}"]
         command += ["--folder", str(self.folder), "--work", str(self.work / name), "--climb", self.began]
@@ -90,12 +90,13 @@ class Climb:
         environment = os.environ | ({"OMP_NUM_THREADS": "1"} if self.dry else {})
         command += ["--dry-run"] * self.dry
         self._process = subprocess.Popen(command, start_new_session=True, env=environment)
-        try:
+        status = None
+        with suppress(subprocess.TimeoutExpired):
             status = self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.stop()
+        self.stop()  # also what a process that ended by itself has left behind
+        if status is None:
             ledger = Ledger(self.folder)
-            alone = len(ledger.rung(name)["cases"]) == before
+            alone = ledger.measured_in(self.began, name) == before
             if alone and seconds > 0.9 * LIMIT_S:  # the case that ran would not fit the next time either
                 process_died(ledger, name, f"did not end within {seconds:.0f} s", self.began)
             return 0
@@ -153,16 +154,21 @@ def climb_all(climb: Climb, asked: Sequence[str]) -> int:
     for name in tried:
         for case in errors(ledger, name, "missing"):
             print(f"gpu.sh: {name} left out {case}")
-    failed = [f"{name} failed: {case}" for name in tried for case in errors(ledger, name, "failed")]
+    failed = [
+        f"{name} failed: {case}"
+        for name in tried
+        for status in ("failed", "partial")
+        for case in errors(ledger, name, status)
+    ]
     for line in failed:
         print(f"gpu.sh: {line}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def errors(ledger: Ledger, name: str, status: str) -> list[str]:
-    """The cases of a rung that ended so, with their errors."""
-    cases = ledger.rung(name)["cases"]
-    return [f"{case}: {found['error']}" for case, found in cases.items() if found["status"] == status]
+    """The cases of a rung that ended so with an error, and the error."""
+    ended = {case: found for case, found in ledger.rung(name)["cases"].items() if found["status"] == status}
+    return [f"{case}: {found['error']}" for case, found in ended.items() if "error" in found]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -88,10 +88,13 @@ def marked_files() -> list[str]:
 
 
 def save(path: Path, found: dict[str, dict[str, Any]], lines: Path) -> None:
-    """Take over the outcomes that have come, and write the record if there are new ones."""
-    before = len(found)
+    """Take over the outcomes that have come, and write the record if there are new or other ones.
+
+    A test that passed and then failed in its teardown has two; the last one counts.
+    """
+    before = dict(found)
     for line in lines.read_text(encoding="utf-8").split("\n")[:-1]:  # the last may be half written
         one = json.loads(line)
         found[one.pop("test")] = one
-    if len(found) > before or not path.exists():
+    if found != before or not path.exists():
         write_json(path, {"schema": SCHEMA, "tests": found})

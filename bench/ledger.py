@@ -28,7 +28,7 @@ class DeviceLost(Exception):
 
 
 class Ledger:
-    """The file and its rungs, each a dict of ``planned`` case names, ``seconds`` taken and ``cases``."""
+    """The file and its rungs, each a dict of ``planned`` names, ``seconds``, ``turns``, ``cases`` and more."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
@@ -38,8 +38,19 @@ class Ledger:
 
     def rung(self, name: str) -> dict[str, Any]:
         """What is known of a rung."""
-        blank = {"state": "missing", "seconds": 0.0, "running": None, "planned": [], "cases": {}}
+        blank = {
+            "state": "missing",
+            "seconds": 0.0,
+            "turns": 0,
+            "running": None,
+            "planned": [],
+            "cases": {},
+        }
         return self.rungs.setdefault(name, blank)
+
+    def measured_in(self, climb: str, name: str) -> int:
+        """How many cases of a rung ended in this climb."""
+        return sum(found.get("climb") == climb for found in self.rung(name)["cases"].values())
 
     def write(self) -> None:
         """Commit everything; each rung's state follows from its cases."""
@@ -61,7 +72,7 @@ class Ledger:
         """Have all cases of a rung measured anew; what they gave before stays until then."""
         for found in self.rung(name)["cases"].values():
             found["status"] = "again"
-        self.rung(name)["seconds"] = 0.0
+        self.rung(name).update(seconds=0.0, turns=0)
         self.write()
 
     def results(self, name: str) -> list[Any]:
@@ -113,7 +124,7 @@ class Rung:
     def run(
         self, cases: Mapping[str, Callable[[], Any]], on_case: Callable[[], object] = lambda: None
     ) -> None:
-        """Measure the cases that are not done, untried ones first, while one like the longest would fit.
+        """Measure the cases that are not done, first those without an error, while the longest would fit.
 
         Args:
             on_case: called after each case that gave a result.
@@ -132,10 +143,10 @@ class Rung:
         return max((one.get("seconds", 0.0) for one in cases if one["status"] != "partial"), default=0.0)
 
     def _todo(self, names: Iterable[str]) -> list[str]:
-        done = self.record["cases"]
-        status = {name: done[name]["status"] if name in done else "untried" for name in names}
-        again = [name for name in status if status[name] == "failed" and done[name]["climb"] != self._climb]
-        return [name for name in status if status[name] not in (*ENDED, "failed")] + again
+        known = {name: self.record["cases"].get(name, {"status": "untried"}) for name in names}
+        left = {name: found for name, found in known.items() if found["status"] not in ENDED}
+        again = [name for name, found in left.items() if "error" in found and found["climb"] != self._climb]
+        return [name for name, found in left.items() if "error" not in found] + again
 
     def attempt(self, name: str, measure: Callable[[], Any]) -> bool:
         """Measure one case and save how it ended; True if it gave a result.
@@ -202,9 +213,14 @@ def device_lost() -> bool:
 
 
 def process_died(ledger: Ledger, name: str, error: str, climb: str) -> bool:
-    """Note that a rung's process died of the case that it ran; False if it was none, but its start."""
+    """Note that a rung's process died of the case that it ran; False if it was none, but its start.
+
+    What the case gave before stays, and a partial case stays one.
+    """
     rung = ledger.rung(name)
     case, rung["running"] = rung["running"], None
-    rung["cases"][case or "setup"] = {"status": "failed", "error": error, "climb": climb}
+    before = rung["cases"].get(case or "setup", {})
+    status = "partial" if before.get("status") == "partial" else "failed"
+    rung["cases"][case or "setup"] = before | {"status": status, "error": error, "climb": climb}
     ledger.write()
     return case is not None

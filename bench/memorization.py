@@ -4,6 +4,7 @@ It needs neither FFCV nor what reports are made with: ``RECIPE --data npz:FILE -
 """
 
 import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,22 +33,25 @@ def measure(
     source: str,
     folder: Path,
     members: int,
-    seconds: float,
+    left: Callable[[], float],
     device: str = "auto",
     *,
     votes: Path | None = None,
     scores: Path | None = None,
+    save: Callable[[dict[str, Any]], object] = lambda record: None,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Train members of the recipe's sweep for ``seconds``, at most ``members``, and reduce all there are.
+    """Train members of the recipe's sweep, at most ``members``, while there is time; reduce all there are.
 
     The members that start the workers, which load the data and compile, are left out of the rate. What
     ``folder`` or ``votes`` holds already counts as done and not as trained.
 
     Args:
+        left: seconds that are left now.
         folder: of the sweep; it may be lost as long as ``votes`` is kept.
         votes: file that what is needed of each member is added to; None: in ``folder``.
-        scores: file to write the memorization scores to, for a recipe's ``sweep.scores``.
+        scores: file to write the memorization scores to after each round, for a recipe's ``sweep.scores``.
+        save: called with the record after each round.
         workers: processes; None: as the engine chooses.
     """
     data = limited(load_dataset(source), recipe.data)
@@ -57,9 +61,17 @@ def measure(
     kept = Votes(votes or folder / VOTES, Population.create(folder, spec), data)
     kept.collect(range(members))
     with LocalEngine(workers, device) as engine:
-        rate = _train(engine, kept, members, seconds)
-    if scores is not None:
-        export(kept, scores)
+        for rate in _train(engine, kept, members, left):
+            if scores is not None:
+                export(kept, scores)
+            record = _record(recipe, kept, rate)
+            save(record)
+    return record
+
+
+def _record(recipe: Recipe, kept: Votes, rate: dict[str, Any]) -> dict[str, Any]:
+    """What is known after the members so far."""
+    spec, data = kept.spec, kept.data
     reliability, accuracy = kept.reliability(), kept.test_accuracies()
     return {
         "schema": SCHEMA,
@@ -79,34 +91,41 @@ def measure(
     }
 
 
-def _train(engine: LocalEngine, votes: Votes, members: int, seconds: float) -> dict[str, Any]:
-    """Train in rounds of two members per worker while another round fits into the time."""
-    started = perf_counter()
+def _train(
+    engine: LocalEngine, votes: Votes, members: int, left: Callable[[], float]
+) -> Iterator[dict[str, Any]]:
+    """Train in rounds of two members per worker while another round fits; yields the rate after each.
+
+    The first round, of a member per worker, starts them. What the caller does with a rate counts as part of
+    its round, but not of the rate.
+    """
     missing = [index for index in range(members) if index not in votes]
-    first, size = missing[: engine.workers], 2 * engine.workers
-    start_up, trained, round_s = 0.0, 0, 0.0
+    first, size = engine.workers, 2 * engine.workers
+    rounds = [missing[:first], *(missing[at : at + size] for at in range(first, len(missing), size))]
+    start_up, wall, round_s, trained = 0.0, 0.0, 0.0, 0
     with track("sweep members", members, members - len(missing)) as advance:
 
         def on_done(answer: dict[str, Any]) -> None:
             votes.collect(missing)
             advance()
 
-        engine.run(votes.population, first, on_done)
-        start_up = perf_counter() - started
-        while chosen := missing[len(first) + trained :][:size]:
-            began = perf_counter()
-            if began - started + round_s >= seconds:
+        for number, chosen in enumerate(rounds):
+            if number and left() <= round_s:
                 break
+            began = perf_counter()
             engine.run(votes.population, chosen, on_done)
-            trained += len(chosen)
+            wall += perf_counter() - began
+            if number:
+                trained += len(chosen)
+            else:
+                start_up = wall
+            yield {
+                "workers": engine.workers,
+                "start_up_s": start_up,
+                "wall_s": wall,
+                "members_per_hour": 3600 * trained / (wall - start_up) if trained else None,
+            }
             round_s = perf_counter() - began
-    wall = perf_counter() - started
-    return {
-        "workers": engine.workers,
-        "start_up_s": start_up,
-        "wall_s": wall,
-        "members_per_hour": 3600 * trained / (wall - start_up) if trained else None,
-    }
 
 
 def export(votes: Votes, path: Path) -> None:
@@ -149,7 +168,8 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe)
     members = arguments.members or recipe.sweep.members
-    record = measure(recipe, arguments.data, arguments.out, members, arguments.seconds)
+    until = perf_counter() + arguments.seconds
+    record = measure(recipe, arguments.data, arguments.out, members, lambda: until - perf_counter())
     halves = record["split_half"]
     agreement = "no halves" if halves is None else f"split-half Spearman {halves['spearman']:.3f}"
     rate = record["members_per_hour"]

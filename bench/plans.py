@@ -14,6 +14,7 @@ from rumfast.data import load_dataset
 from rumfast.errors import UsageError
 from rumfast.pipeline import STAGES, Run
 from rumfast.store import read_json, read_npz, write_json
+from rumfast.store.paths import RunDir
 from rumfast.store.reads import content_digest
 from rumfast.sweeps import LocalEngine
 
@@ -24,8 +25,8 @@ COMMAND = "bench/gpu.sh plans"
 def climb_plans(rung: Rung, recipe: Recipe, source: str, scores: Path, path: Path) -> None:
     """Evaluate the recipe's plans one after another into the evaluation at ``path``.
 
-    Oracles and originals are trained again where ``rung.work`` lacks them. Scores that changed since the last
-    plan choose another forget set: then all plans are evaluated anew.
+    Oracles and originals that ``rung.work`` lacks are trained again, in cases of their own. Scores that
+    changed since the last plan choose another forget set: then all plans are evaluated anew.
 
     Raises:
         UsageError: there are no scores yet.
@@ -37,15 +38,26 @@ def climb_plans(rung: Rung, recipe: Recipe, source: str, scores: Path, path: Pat
         rung.record |= {"scores": digest, "cases": {}}
         path.unlink(missing_ok=True)
     small = on_scores(recipe, source, scores)
+    folder = rung.work / digest[:12]
+    train_again(rung, folder)
     with ExitStack() as stack:
         engine = stack.enter_context(LocalEngine(1 if rung.dry else None))
-        climb = partial(advance, folder=rung.work / digest[:12], engine=engine, path=path)
+        climb = partial(advance, folder=folder, engine=engine, path=path)
         cases: dict[str, Callable[[], Any]] = {
             stage: partial(climb, small, small.plans[:1], until=stage) for stage in ("train", "oracles")
         }
         for plan in small.plans:
             cases[f"plan {plan.name}"] = partial(climb, small, [plan], until="evaluate")
         rung.run(cases)
+
+
+def train_again(rung: Rung, folder: Path) -> None:
+    """Ask again for models that were trained, but are not in ``folder``, as on another machine."""
+    paths = RunDir(folder)
+    for stage, models in (("train", paths.original), ("oracles", paths.oracles)):
+        found = rung.record["cases"].get(stage, {"status": "untried"})
+        if found["status"] == "ok" and not models.exists():
+            found["status"] = "again"
 
 
 def on_scores(recipe: Recipe, source: str, scores: Path) -> Recipe:

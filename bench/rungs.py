@@ -107,13 +107,13 @@ def memorization(rung: Rung) -> None:
             source,
             rung.work,
             recipe.sweep.members,
-            rung.left() - SPARE_S,
+            lambda: rung.left() - SPARE_S,
             votes=rung.folder / VOTES,
             # Plans that are under way keep the scores that they were begun with.
             scores=None if rung.ledger.state("plans") == "partial" else rung.folder / SCORES,
+            save=partial(write_json, rung.folder / MEMORIZATION),
             workers=1 if rung.dry else int(os.environ.get("WORKERS", 0)) or None,
         )
-        write_json(rung.folder / MEMORIZATION, record)
         return sweep.unless_unfinished(record, recipe.sweep.members)
 
     rung.run({"members": members})

@@ -32,6 +32,7 @@ from rumfast.training import Learner
 Numbers = Mapping[str, float]
 SINGLE, HALF = 1e-4, 1e-2  # largest errors of float32 and bfloat16 that kernels' tests allow too
 LEAST_ACCURACY, BY_CHANCE = 0.5, 0.1  # of ten digits, after a few epochs
+NEAR = 1e-5  # largest relative difference of distances that float32 may take for each other
 CHANGED = 0.02  # largest share of predictions that may differ from float64's
 REPEATED = 0.1  # largest difference in accuracy between two trainings from one seed: CUDA sums in any order
 
@@ -75,7 +76,8 @@ class Scene:
         examples, self.epochs = (270, 2) if dry else (600, 6)
         self.least = BY_CHANCE if dry else LEAST_ACCURACY
         self.data = load_dataset("digits").take(examples, 200)
-        self.ids = torch.arange(examples - 10, device=self.device)  # the last batch is smaller
+        # 591 or 261, which no batch size near 64 divides: batches have two sizes, and steps two shapes.
+        self.ids = torch.arange(examples - 9, device=self.device)
         # Quick shapes: on CUDA those that a CPU measures. Nothing here is timed, so that no rate is known.
         self.setting = Setting(self.device, True, 1.0, {"float32": 1.0})
 
@@ -121,12 +123,13 @@ class Scene:
         )
 
     def nearest(self) -> Numbers:
-        """The ten nearest of each point are those that float64 finds."""
+        """The ten nearest of each point are as near as those that float64 finds; near-ties may swap."""
         draw = self.draw()
         x_ND, y_MD = normal(draw, 300, 64), normal(draw, 500, 64)
         _, index_NK = nearest(x_ND, y_MD, k=10)
-        exact_NK = torch.cdist(x_ND.double(), y_MD.double()).topk(10, largest=False).indices
-        return at_most({"different neighbours": float((index_NK != exact_NK).sum())}, 0)
+        distance_NM = torch.cdist(x_ND.double(), y_MD.double())
+        exact_NK = distance_NM.topk(10, largest=False).values
+        return at_most({"distance": relative(distance_NM.gather(1, index_NK), exact_NK)}, NEAR)
 
     def fit(self, **changes: Any) -> Numbers:
         """Train three models by one learner; the third, of the first one's seed, is as good as the first."""

@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -76,6 +75,7 @@ def against_processes(setting: Setting, members: int, rounds: int) -> list[Case]
 def by_workers(setting: Setting, rounds: int = 3, source: str | None = None) -> list[Case]:
     """Time the local engine with one worker process against two and four on the same device.
 
+    One engine after the other, since each starts an MPS daemon of its own where workers share a GPU.
     Members are ResNet-9 on CIFAR-10, or on random images of its size; in a quick run ResNet-8 on digits.
 
     Args:
@@ -83,7 +83,7 @@ def by_workers(setting: Setting, rounds: int = 3, source: str | None = None) -> 
     """
     members, device = setting.size(1, 4, 8), str(setting.device)
     counts = {OURS: 1} | {f"{OWN}{count} workers": count for count in setting.size((2,), (2, 4), (2, 4))}
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         if setting.quick:
             data, config = load_dataset("digits"), recipe(epochs=1)
@@ -91,12 +91,12 @@ def by_workers(setting: Setting, rounds: int = 3, source: str | None = None) -> 
             data = load_dataset(source or f"npz:{random_npz(root)}")
             config = TrainConfig(arch="resnet9", epochs=8, batch_size=512, lr=0.1)
         spec = sweep_spec(data, config, include=INCLUDE, device=device)
-        engines = {name: stack.enter_context(LocalEngine(count, device)) for name, count in counts.items()}
-        variants: dict[str, Call] = {
-            name: engine_sweeps(engine, root / name, spec, members) for name, engine in engines.items()
-        }
-        # The first round starts the workers, which load the data and compile.
-        samples = interleave(variants, rounds, setting.device)
+        samples: dict[str, list[float]] = {}
+        for name, workers in counts.items():
+            with LocalEngine(workers, device) as engine:
+                sweep = engine_sweeps(engine, root / name, spec, members)
+                # The first round starts the workers, which load the data and compile.
+                samples |= interleave({name: sweep}, rounds, setting.device)
     shape = f"{config.arch}, {list(data.train.image_NHWC.shape)} uint8, {config.epochs} epochs"
     return [
         case(

@@ -13,6 +13,7 @@ from rumfast.bench.plain import normalised, plain_loader
 from rumfast.config import DataConfig, TrainConfig
 from rumfast.data import Dataset, dataset_from_source
 from rumfast.evaluation import t_interval
+from rumfast.loaders import batch_bounds
 
 TOML = """
 [data]
@@ -77,6 +78,16 @@ def test_the_plain_way_follows_its_seed_and_leaves_the_global_generator(digits):
     once, again = (accuracy.train_plainly(data, config, 5, cpu)[0] for _ in range(2))
     assert once == again
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_plain_way_takes_batches_of_our_size(digits, monkeypatch):
+    config = TrainConfig(arch="resnet8", width=4, epochs=1, batch_size=24, precision="fp32")
+    asked, loader = [], accuracy.plain_loader
+    monkeypatch.setattr(
+        accuracy, "plain_loader", lambda *data, **options: asked.append(options) or loader(*data, **options)
+    )
+    accuracy.train_plainly(digits.take(100, 100), config, 0, torch.device("cpu"))
+    assert asked[0]["batch_size"] == 25 == batch_bounds(100, 24)[0][1]
 
 
 @pytest.mark.parametrize("random", [{}, {"flip": True}, {"crop_padding": 3}])

@@ -76,6 +76,15 @@ def test_a_time_limit_keeps_what_has_ended(project, monkeypatch):
     assert outcomes(project)["test_fails"] == "passed" and "test_waits" not in outcomes(project)
 
 
+def test_an_outcome_that_changes_is_saved(tmp_path):
+    found, lines = {}, tmp_path / "outcomes"
+    for outcome in ("passed", "failed"):  # in its teardown
+        with lines.open("a") as file:
+            file.write(json.dumps({"test": "tests/test_one.py::test_one", "outcome": outcome}) + "\n")
+        gpu_tests.save(tmp_path / "tests.json", found, lines)
+        assert outcomes(tmp_path) == {"test_one": outcome}
+
+
 def test_files_that_mark_tests_are_found():
     found = gpu_tests.marked_files()
     assert {"tests/test_stepping.py", "tests/kernels/test_margins.py"} <= set(found)

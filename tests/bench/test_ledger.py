@@ -1,7 +1,11 @@
 """A rung saves each case as it is measured, and goes on where it ended."""
 
 import json
-from time import monotonic
+import sys
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
 
 from rumfast.bench import climb as climbing
 from rumfast.bench.climb import Climb, adopt
@@ -108,25 +112,108 @@ def test_a_process_that_dies_fails_the_case_that_ran(tmp_path):
     assert "setup" in Ledger(tmp_path).rung("smoke")["cases"]
 
 
+def test_a_case_whose_process_dies_keeps_what_it_gave(tmp_path):
+    one = rung(tmp_path)
+    one.record["planned"] = ["half", "whole"]
+    one.save("half", {"status": "partial", "result": 3})
+    one.save("whole", {"status": "again", "result": 4})
+    for case in ("half", "whole"):
+        one.record["running"] = case
+        one.ledger.write()
+        assert process_died(one.ledger, "smoke", "too slow", "second")
+    found = Ledger(tmp_path).rung("smoke")["cases"]
+    assert [(found[case]["status"], found[case]["error"]) for case in found] == [
+        ("partial", "too slow"), ("failed", "too slow")
+    ]  # fmt: skip
+    assert Ledger(tmp_path).results("smoke") == [3, 4]
+    done = []
+    rung(tmp_path, climb="second").run(dict.fromkeys(("half", "whole"), lambda: done.append(1)))
+    assert not done  # in the same climb they would take down the next process too
+    rung(tmp_path, climb="third").run(dict.fromkeys(("half", "whole"), lambda: done.append(1)))
+    assert len(done) == 2 and Ledger(tmp_path).state("smoke") == "complete"
+
+
+PROCESS = """#!{python}
+import json, subprocess, sys, time
+
+given = dict(zip(sys.argv, sys.argv[1:]))
+path, climb = given["--folder"] + "/rungs.json", given["--climb"]
+{body}
+"""
+MEASURES_ONE = """
+content = json.load(open(path))
+content["rungs"]["smoke"]["running"] = "b"
+content["rungs"]["smoke"]["cases"]["a"]["climb"] = {measured}
+json.dump(content, open(path, "w"))
+time.sleep(60)
+"""
+LEAVES_ONE = """
+child = subprocess.Popen(["sleep", "60"])
+open(path + ".child", "w").write(str(child.pid))
+"""
+
+
+@pytest.fixture
+def starts(tmp_path, monkeypatch):
+    """Have climbs run a script, of which this is the body, instead of a rung."""
+
+    def start(body):
+        script = tmp_path / "python"
+        script.write_text(PROCESS.format(python=sys.executable, body=body))
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(script))
+
+    # The ledger's digest is of no use where a script changes it.
+    monkeypatch.setattr("rumfast.bench.ledger.read_json", lambda path: json.loads(path.read_text()))
+    return start
+
+
+@pytest.mark.parametrize(("measured", "status"), [("climb", "partial"), ("'first'", "failed")])
+def test_only_a_case_that_had_the_rung_for_itself_is_too_slow(
+    tmp_path, monkeypatch, starts, measured, status
+):
+    starts(MEASURES_ONE.format(measured=measured))
+    one = rung(tmp_path)
+    one.record["planned"] = ["a", "b"]
+    one.save("a", {"status": "ok", "result": 1})
+    monkeypatch.setattr(climbing, "LIMIT_S", 3.0)
+    Climb(tmp_path, tmp_path, 60.0, dry=True).run("smoke")
+    ledger = Ledger(tmp_path)
+    assert ledger.state("smoke") == status and ledger.results("smoke") == [1]
+    assert ("b" in ledger.rung("smoke")["cases"]) == (status == "failed")
+    assert ledger.rung("smoke")["turns"] == 1
+
+
+def test_what_a_rung_leaves_behind_ends_with_it(tmp_path, starts):
+    starts(LEAVES_ONE)
+    Climb(tmp_path, tmp_path, 60.0, dry=True).run("smoke")
+    status = Path(f"/proc/{(tmp_path / 'rungs.json.child').read_text()}/stat")
+    until = monotonic() + 10
+    while status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        assert monotonic() < until
+        sleep(0.05)
+
+
 def states(folder, **found):
-    """A ledger in which rungs are in these states, after so many seconds."""
+    """A ledger in which rungs are in these states, after so many turns."""
     status = {"complete": "ok", "failed": "failed", "partial": "again"}
     ledger = Ledger(folder)
-    for name, (state, seconds) in found.items():
+    for name, (state, turns) in found.items():
         cases = {"a": {"status": status[state], "error": "bad"}}
-        ledger.rung(name).update(planned=["a"], seconds=seconds, cases=cases)
+        ledger.rung(name).update(planned=["a"], turns=turns, cases=cases)
     ledger.write()
 
 
 def test_next_is_the_lowest_rung_that_is_not_done_and_fits(tmp_path):
     climb = Climb(tmp_path, tmp_path, 400.0, dry=False)
     assert climb.next_rung([]) == "smoke"
-    states(tmp_path, smoke=("failed", 30.0), tests=("complete", 30.0), kernels=("partial", 250.0))
-    assert climb.next_rung([]) == "train"  # kernels have had their four minutes
+    states(tmp_path, smoke=("failed", 1), tests=("complete", 1), kernels=("partial", 1))
+    assert climb.next_rung([]) == "train"  # kernels have had a turn
     assert climb.next_rung([name for name in RUNGS if name != "smoke"]) == "smoke"
-    full = {name: ("complete", 1.0) for name in RUNGS}
-    states(tmp_path, **full | {"smoke": ("failed", 30.0), "kernels": ("partial", 250.0)})
-    assert climb.next_rung([]) == "kernels" and climb.next_rung(["kernels"]) == "smoke"
+    full = {name: ("complete", 1) for name in RUNGS}
+    states(tmp_path, **full | {"smoke": ("failed", 1), "kernels": ("partial", 2), "train": ("partial", 1)})
+    assert climb.next_rung([]) == "train" and climb.next_rung(["train"]) == "kernels"
+    assert climb.next_rung(["train", "kernels"]) == "smoke"
     states(tmp_path, **full)
     assert climb.next_rung([]) is None
     short = Climb(tmp_path / "none", tmp_path, 52.0, dry=False)  # of which 5 are to end in
@@ -152,7 +239,7 @@ def test_exit_status_tells_of_failed_cases_of_this_climb(tmp_path, monkeypatch, 
     climb = Climb(tmp_path, tmp_path, 400.0, dry=True)
 
     def run(name):
-        states(tmp_path, **{name: ("failed" if name == "tests" else "complete", 1.0)})
+        states(tmp_path, **{name: ("failed" if name == "tests" else "complete", 1)})
 
     monkeypatch.setattr(climb, "run", run)
     assert climbing.climb_all(climb, ["smoke"]) == 0

@@ -15,6 +15,7 @@ from rumfast.bench.workloads import CASES
 from rumfast.config import load_recipe
 from rumfast.data import load_dataset
 from rumfast.errors import UsageError
+from rumfast.loaders import batch_bounds
 from rumfast.score_files import write_scores
 
 
@@ -51,6 +52,26 @@ def test_wrong_predictions_are_found(scene, monkeypatch):
         scene.predictions()
 
 
+def test_batches_have_two_sizes(scene):
+    for each in (scene, Scene(dry=False)):
+        sizes = {stop - start for start, stop in batch_bounds(len(each.ids), 64)}
+        assert len(sizes) == 2
+
+
+def test_wrong_neighbours_are_found_and_ties_are_not(scene, monkeypatch):
+    draw, nearest = smoke.normal, smoke.nearest
+    assert scene.nearest()["distance"] < smoke.NEAR
+    monkeypatch.setattr(smoke, "nearest", lambda x_ND, y_MD, k: (None, nearest(x_ND, y_MD, k + 1)[1][:, 1:]))
+    with pytest.raises(Wrong, match="distance"):
+        scene.nearest()
+    # Each point is there twice, and the second one is named first.
+    monkeypatch.setattr(smoke, "normal", lambda random, n, width: draw(random, n // 2, width).repeat(2, 1))
+    monkeypatch.setattr(
+        smoke, "nearest", lambda x_ND, y_MD, k: (None, nearest(x_ND, y_MD, k)[1].add(250).remainder(500))
+    )
+    assert scene.nearest()["distance"] < smoke.NEAR
+
+
 def test_bounds_hold_for_every_number_and_not_for_nan():
     assert at_most({"a": 1.0}, 1.0) == at_least({"a": 1.0}, 1.0) == {"a": 1.0}
     for check, numbers in ((at_most, {"a": 0.0, "b": 2.0}), (at_least, {"a": 2.0, "b": 0.0})):
@@ -78,7 +99,14 @@ def test_a_recipe_on_scores_forgets_the_same_share(scores):
 
 def test_plans_are_evaluated_anew_on_other_scores(scores, tmp_path, monkeypatch):
     done, recipe = [], load_recipe("digits.toml")
-    monkeypatch.setattr(plans, "advance", lambda recipe, plans, *, until, **_: done.append(until) or until)
+
+    def advance(recipe, plans, *, until, folder, **_):
+        done.append(until)
+        if until != "evaluate":
+            (folder / {"train": "original"}.get(until, until)).mkdir(parents=True)
+        return until
+
+    monkeypatch.setattr(plans, "advance", advance)
 
     def climb(path=scores):
         rung = Rung("plans", tmp_path, tmp_path / "work", monotonic() + 60)
@@ -87,10 +115,14 @@ def test_plans_are_evaluated_anew_on_other_scores(scores, tmp_path, monkeypatch)
     climb()
     climb()
     assert done == ["train", "oracles"] + ["evaluate"] * len(recipe.plans)
+    (tmp_path / "work").rename(tmp_path / "lost")  # as on another machine
+    climb()
+    assert done[2 + len(recipe.plans) :] == ["train", "oracles"]
+    done.clear()
     (tmp_path / "plans.json").touch()
     label_N = load_dataset("digits").train.label_N
     write_scores(scores, {"label": label_N, "memorization": np.zeros(len(label_N))})
     climb()
-    assert len(done) == 2 * (2 + len(recipe.plans)) and not (tmp_path / "plans.json").exists()
+    assert len(done) == 2 + len(recipe.plans) and not (tmp_path / "plans.json").exists()
     with pytest.raises(UsageError, match="climb the rung memorization first"):
         climb(tmp_path / "none.npz")
