@@ -7,6 +7,7 @@ a turn waits for the others; then failed cases are tried again.
 """
 
 import argparse
+import fcntl
 import os
 import shutil
 import signal
@@ -26,7 +27,9 @@ from rumfast.bench.rungs import FILES, LOST, RUNGS
 LIMIT_S = 240.0  # of a rung in one climb
 GRACE_S = 5.0  # from SIGTERM to SIGKILL
 SPARE_S = 2.0  # in which a rung that ends by itself writes what it has
+WHOLE = 0.8  # share of LIMIT_S from which on a rung has had its turn
 RESULTS = Path(__file__).resolve().parent / "results"
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 DRY_LEAST_S = 10.0  # below which a dry run begins no rung
 NO_LIMIT_S = 24 * 3600.0
 
@@ -71,11 +74,11 @@ class Climb:
         status = LOST
         while status == LOST and (left := limit - (monotonic() - started)) > 1:
             status = self._process_of(name, left)
-        ledger = Ledger(self.folder)
-        ledger.rung(name)["seconds"] += round(monotonic() - started, 1)
-        ledger.rung(name)["turns"] += 1
+        ledger, taken = Ledger(self.folder), monotonic() - started
+        ledger.rung(name)["seconds"] += round(taken, 1)
+        ledger.rung(name)["turns"] += taken > WHOLE * LIMIT_S
         ledger.write()
-        print(f"gpu.sh: {name} is {ledger.state(name)} after {monotonic() - started:.0f} s", flush=True)
+        print(f"gpu.sh: {name} is {ledger.state(name)} after {taken:.0f} s", flush=True)
 
     def _process_of(self, name: str, seconds: float) -> int:
         """Run a rung in a process of its own; LOST if another should go on with the next case."""
@@ -117,6 +120,21 @@ class Climb:
         self._process = None
 
 
+def claim(folder: Path, device: str) -> str:
+    """Keep the folder to this process and device; returns why that cannot be, or nothing."""
+    handle = os.open(folder, os.O_RDONLY)  # stays open, and locked, as long as this process lives
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return f"{folder}: another climb is at work there; wait for its end, or give another --out"
+    ledger = Ledger(folder)
+    if ledger.device not in (None, device):
+        return f"{folder}: holds records of {ledger.device}, this is {device}; give another --out"
+    ledger.device = device
+    ledger.write()
+    return ""
+
+
 def gpu_name() -> str:
     """Name of the GPU that torch sees, or nothing. Asked in another process: CUDA would hold memory here."""
     code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
@@ -140,9 +158,10 @@ def climb_all(climb: Climb, asked: Sequence[str]) -> int:
             climb.run(name)
             tried.append(name)
     else:
-        for name in asked:
+        fitting = asked if climb.left() > 0 else []
+        for name in fitting:
             Ledger(climb.folder).ask_again(name)
-        for name in asked:
+        for name in fitting:
             if climb.left() > 0:
                 climb.run(name)
                 tried.append(name)
@@ -151,6 +170,9 @@ def climb_all(climb: Climb, asked: Sequence[str]) -> int:
     print("gpu.sh: " + ", ".join(f"{name} {state}" for name, state in states.items()))
     if not tried and set(states.values()) == {"complete"}:
         print("gpu.sh: every rung is complete; name those to measure again")
+    elif not tried:
+        print("gpu.sh: no rung fits into these --seconds; nothing was measured", file=sys.stderr)
+        return 1
     for name in tried:
         for case in errors(ledger, name, "missing"):
             print(f"gpu.sh: {name} left out {case}")
@@ -202,14 +224,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     if gpu:
         adopt(results, out)
-    print(f"gpu.sh: {gpu or 'a dry run'}, Python {sys.version.split()[0]}, results in {out}", flush=True)
+    device = gpu or "a dry run"
+    print(f"gpu.sh: {device}, Python {sys.version.split()[0]}, results in {out}", flush=True)
+    if error := claim(out, device):
+        print(f"gpu.sh: {error}", file=sys.stderr)
+        return 1
     climb = Climb(out.resolve(), asked.work, asked.seconds - (monotonic() - began), asked.dry_run)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         return climb_all(climb, asked.rungs)
+    except SystemExit:
+        print("gpu.sh: stopped; finished cases are kept, `next` goes on", file=sys.stderr)
+        raise
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):  # a second one must not cut the stopping short
+        for number in STOPS:  # a second one must not cut the stopping short
             signal.signal(number, signal.SIG_IGN)
         climb.stop()
 

@@ -28,13 +28,15 @@ class DeviceLost(Exception):
 
 
 class Ledger:
-    """The file and its rungs, each a dict of ``planned`` names, ``seconds``, ``turns``, ``cases`` and more."""
+    """The file and its rungs, each a dict of ``planned``, ``seconds``, ``turns``, ``cases`` and more."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         self.rungs: dict[str, dict[str, Any]] = {}
+        self.device: str | None = None  # the GPU's name, or that these are dry runs
         if self.path.exists():
-            self.rungs = read_json(self.path)["rungs"]
+            stored = read_json(self.path)
+            self.rungs, self.device = stored["rungs"], stored["device"]
 
     def rung(self, name: str) -> dict[str, Any]:
         """What is known of a rung."""
@@ -56,7 +58,7 @@ class Ledger:
         """Commit everything; each rung's state follows from its cases."""
         for name, rung in self.rungs.items():
             rung["state"] = self.state(name)
-        write_json(self.path, {"schema": SCHEMA, "rungs": self.rungs})
+        write_json(self.path, {"schema": SCHEMA, "device": self.device, "rungs": self.rungs})
 
     def state(self, name: str) -> str:
         """``missing``, ``partial`` (cases are left), ``failed`` (none is, some failed) or ``complete``."""
@@ -162,8 +164,11 @@ class Rung:
         seconds = monotonic() - started
         self.record["running"] = None
         self.save(name, found | {"seconds": round(seconds, 2)})
-        if found["status"] == "failed" and device_lost():
-            raise DeviceLost(name)
+        if found["status"] == "failed":
+            from rumfast.runtime import device_lost  # here, since torch takes seconds to import
+
+            if device_lost():
+                raise DeviceLost(name)
         return "result" in found
 
     def save(self, name: str, found: Mapping[str, Any]) -> None:
@@ -196,20 +201,6 @@ def first_lines(error: Exception) -> str:
     """
     lines = str(error).strip().splitlines()[:ERROR_LINES]
     return f"{type(error).__name__}: {'; '.join(lines)}"[:ERROR_WIDTH]
-
-
-def device_lost() -> bool:
-    """True if CUDA is in use here and answers nothing but errors, as after an illegal access."""
-    import torch
-
-    if not torch.cuda.is_initialized():
-        return False
-    try:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-    except RuntimeError:
-        return True
-    return False
 
 
 def process_died(ledger: Ledger, name: str, error: str, climb: str) -> bool:

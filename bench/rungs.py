@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -24,6 +26,7 @@ LOST = 75  # exit status: the GPU answers no more, another process should go on
 BENCH, TESTS, ACCURACY, PLANS = "bench.json", "tests.json", "accuracy.json", "plans.json"
 MEMORIZATION, VOTES, SCORES = "memorization.json", "votes.npz", "scores.npz"
 FILES = ("rungs.json", BENCH, TESTS, MEMORIZATION, VOTES, SCORES, PLANS, ACCURACY)
+FOLLOW_S = 0.2  # between two looks at whether the climb is alive
 DRY_STEPS = 2
 SPARE_S = 10.0  # of the memorization rung, in which votes become scores
 ACCURACY_EPOCHS = 15  # half of the recipe's, since the plain loop has to end in time too
@@ -190,6 +193,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     from rumfast.bench.record import described, now
 
     stamp = {"date": now(), "commit": described()["commit"]}
@@ -204,6 +208,13 @@ def main() -> int:
             stamp=stamp,
         )
         return climb_one(rung)
+
+
+def _follow(parent: int) -> None:
+    """End with all processes of this rung soon after the climb does: another may write the same files."""
+    while os.getppid() == parent:
+        time.sleep(FOLLOW_S)
+    os.killpg(0, signal.SIGKILL)
 
 
 def climb_one(rung: Rung) -> int:

@@ -1,6 +1,8 @@
 """A rung saves each case as it is measured, and goes on where it ended."""
 
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from time import monotonic, sleep
@@ -250,3 +252,37 @@ def test_exit_status_tells_of_failed_cases_of_this_climb(tmp_path, monkeypatch, 
 
 def test_few_takes_the_first():
     assert few({"a": 1, "b": 2, "c": 3}, 2) == {"a": 1, "b": 2}
+
+
+def test_a_folder_is_of_one_device_and_one_climb(tmp_path):
+    assert climbing.claim(tmp_path, "a dry run") == ""
+    assert json.loads((tmp_path / FILE).read_text())["device"] == "a dry run"
+    code = (
+        "import sys; from pathlib import Path; from rumfast.bench import climb\n"
+        "print(climb.claim(Path(sys.argv[1]), 'a dry run'))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "another climb is at work there" in done.stdout
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(tmp_path / FILE, other)
+    assert "holds records of a dry run, this is NVIDIA H100" in climbing.claim(other, "NVIDIA H100")
+
+
+def test_too_little_time_is_no_success(tmp_path, capsys):
+    assert climbing.claim(tmp_path, "a dry run") == ""
+    short = Climb(tmp_path, tmp_path / "work", 1.0, dry=True)
+    assert climbing.climb_all(short, ["next"]) == 1 and "no rung fits" in capsys.readouterr().err
+    before = (tmp_path / FILE).read_bytes()
+    assert climbing.climb_all(short, ["smoke"]) == 1 and (tmp_path / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("share, turns", [(0.1, 0), (0.95, 1)])
+def test_a_rung_that_had_most_of_its_minutes_has_had_its_turn(tmp_path, monkeypatch, share, turns):
+    clock = [0.0]
+    monkeypatch.setattr(climbing, "monotonic", lambda: clock[0])
+    one = Climb(tmp_path, tmp_path, 999.0, dry=True)
+    monkeypatch.setattr(one, "_process_of", lambda name, left: clock.append(clock.pop() + share * left) or 0)
+    one.run("smoke")
+    assert Ledger(tmp_path).rung("smoke")["turns"] == turns
