@@ -28,7 +28,7 @@ class DeviceLost(Exception):
 
 
 class Ledger:
-    """The file and its rungs, each a dict of ``planned`` names, ``seconds``, ``turns``, ``cases`` and more."""
+    """The file and its rungs: each a dict with ``planned`` names, ``cases``, ``seconds`` and ``turns``."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
