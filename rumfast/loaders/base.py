@@ -98,8 +98,8 @@ def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
     ``batch_size`` that divides n, at most 5 % away; else ⌈n / batch_size⌉ whose sizes differ by one. One size
     lets a GPU compile, tune and record a step once.
 
-    >>> batch_bounds(9, 4), batch_bounds(100, 24)
-    ([(0, 3), (3, 6), (6, 9)], [(0, 25), (25, 50), (50, 75), (75, 100)])
+    >>> batch_bounds(9, 4), batch_bounds(50, 24), batch_bounds(7, 4)
+    ([(0, 3), (3, 6), (6, 9)], [(0, 25), (25, 50)], [(0, 3), (3, 7)])
     """
     count = batch_count(n, batch_size)
     return [(n * k // count, n * (k + 1) // count) for k in range(count)]

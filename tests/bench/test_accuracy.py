@@ -86,8 +86,8 @@ def test_the_plain_way_takes_batches_of_our_size(digits, monkeypatch):
     monkeypatch.setattr(
         accuracy, "plain_loader", lambda *data, **options: asked.append(options) or loader(*data, **options)
     )
-    accuracy.train_plainly(digits.take(100, 100), config, 0, torch.device("cpu"))
-    assert asked[0]["batch_size"] == 25 == batch_bounds(100, 24)[0][1]
+    accuracy.train_plainly(digits, config, 0, torch.device("cpu"))
+    assert asked[0]["batch_size"] == 25 == batch_bounds(300, 24)[0][1]
 
 
 @pytest.mark.parametrize("random", [{}, {"flip": True}, {"crop_padding": 3}])
