@@ -173,7 +173,7 @@ def _launch(embedding_ND: Tensor, group_N: Tensor | None, groups: int) -> tuple[
         _strips_kernel[groups, columns, strips](*given, EXACT=triton_exact, **blocks)
         _merge_kernel[(groups,)](
             *given, strips, strips * columns, count_G, mean_GD, scatter_G,
-            EXACT=triton_exact, BLOCK_T=64, BLOCK_D=64, num_warps=8, enable_fp_fusion=True,
+            EXACT=triton_exact, BLOCK_T=64, BLOCK_D=64, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return count_G, mean_GD, scatter_G
 

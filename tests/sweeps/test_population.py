@@ -74,14 +74,14 @@ def test_a_record_is_what_its_member_predicts(reference, digits, recipe, spec):
 
 
 def test_margins_beyond_float16_saturate(digits, recipe, spec, monkeypatch):
-    from rumfast.sweeps import worker
+    learner = Learner(digits, recipe, "cpu")
 
-    def enormous(model, data):
-        found = predict(model, data)
+    def enormous():
+        found = predict(learner.model, digits)
         return type(found)(found.train_NC * 1e6, found.test_NC * 1e6, found.train_label_N, found.test_label_N)
 
-    monkeypatch.setattr(worker, "predict", enormous)
-    record = train_record(Learner(digits, recipe, "cpu"), spec, 0, digits)
+    monkeypatch.setattr(learner.predictor, "predict", enormous)
+    record = train_record(learner, spec, 0, digits)
     assert np.isfinite(record.margin_N).all() and abs(record.margin_N).max() == 65504
 
 
