@@ -42,7 +42,7 @@ GAMMAS = [0.5 / width**2 for width in sorted(peers.BANDWIDTHS, reverse=True)]
 
 
 class Driver:
-    """What launchers and Triton ask of a driver, answered for a GPU that is not there."""
+    """A driver for launchers and Triton that answers for a GPU that is not there."""
 
     def __init__(self, target: str) -> None:
         self.target = target

@@ -62,7 +62,7 @@ def measure(name: str, kernel: Kernel, setting: Setting) -> Case:
 
 
 def exact_output(kernel: Kernel, inputs: Inputs) -> Any:
-    """What the kernel's formula gives for the same inputs in float64."""
+    """The value of the kernel's formula for the same inputs in float64."""
     return kernel.exact(*(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs))
 
 

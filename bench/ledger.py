@@ -39,7 +39,7 @@ class Ledger:
             self.rungs, self.device = stored["rungs"], stored["device"]
 
     def rung(self, name: str) -> dict[str, Any]:
-        """What is known of a rung."""
+        """The record of a rung; an untried one's is blank."""
         blank = {
             "state": "missing",
             "seconds": 0.0,
@@ -51,7 +51,7 @@ class Ledger:
         return self.rungs.setdefault(name, blank)
 
     def measured_in(self, climb: str, name: str) -> int:
-        """How many cases of a rung ended in this climb."""
+        """Number of a rung's cases that ended in this climb."""
         return sum(found.get("climb") == climb for found in self.rung(name)["cases"].values())
 
     def write(self) -> None:
@@ -78,7 +78,7 @@ class Ledger:
         self.write()
 
     def results(self, name: str) -> list[Any]:
-        """What the cases of a rung gave, in the order of its plan."""
+        """Results of a rung's cases, in the order of its plan."""
         if name not in self.rungs:
             return []
         planned, cases = self.rungs[name]["planned"], self.rungs[name]["cases"]
@@ -178,7 +178,7 @@ class Rung:
 
 
 def outcome(measure: Callable[[], Any]) -> dict[str, Any]:
-    """How a case ends: its status, and its result or the first lines of its error."""
+    """Status of a case, and its result or the first lines of its error."""
     try:
         result = measure()
         json.dumps(result, allow_nan=False)
