@@ -70,7 +70,7 @@ def measure(
 
 
 def _record(recipe: Recipe, kept: Votes, rate: dict[str, Any]) -> dict[str, Any]:
-    """What is known after the members so far."""
+    """The record after the members so far."""
     spec, data = kept.spec, kept.data
     reliability, accuracy = kept.reliability(), kept.test_accuracies()
     return {
@@ -145,7 +145,7 @@ def export(votes: Votes, path: Path) -> None:
 
 
 def unless_unfinished(record: dict[str, Any], members: int) -> dict[str, Any]:
-    """What of a record is worth a line.
+    """The entries of a record that a summary shows.
 
     Raises:
         Unfinished: with the same, if members are missing.

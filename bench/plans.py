@@ -107,7 +107,7 @@ def advance(
 
 
 def _told(recipe: Recipe, result: dict[str, Any]) -> dict[str, Any]:
-    """What the evaluation does not know: the sweep behind the scores, and the commit; folders left out."""
+    """Entries that the evaluation lacks: the sweep behind the scores, and the commit; folders left out."""
     scores = Path(str(recipe.sweep.scores))
     stored = read_npz(scores)
     members = int((stored["included"] + stored["excluded"]).max())

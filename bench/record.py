@@ -38,7 +38,7 @@ def take(
 
 
 def measurements(suite: str, setting: Setting) -> dict[str, Measure]:
-    """What a suite, a module of this package, measures: by name, nothing measured yet."""
+    """Measurements of a suite, a module of this package, by name; none is taken yet."""
     return import_module(f"rumfast.bench.{suite}").cases(setting)
 
 

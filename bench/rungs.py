@@ -1,4 +1,4 @@
-"""What is measured on a GPU, from the lowest rung up: ``python -m rumfast.bench.rungs NAME …`` climbs one.
+"""The rungs of GPU measurements, from the lowest up: ``python -m rumfast.bench.rungs NAME …`` climbs one.
 
 ``bench/gpu.sh`` calls it. Importing this module imports no torch.
 """

@@ -42,7 +42,7 @@ class Wrong(Exception):
 
 
 def cases(dry: bool) -> dict[str, Callable[[], Numbers]]:
-    """What is tried, in order; a dry run tries a few kernels and algorithms."""
+    """Smoke cases in order; a dry run tries a few kernels and algorithms."""
     scene = Scene(dry)
     kernels, algorithms = list(CASES), [name for name in ALGORITHMS if name not in ("none", "retrain")]
     if dry:
