@@ -151,8 +151,8 @@ def row(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **pairs[0]["setting"],
         "seeds": len(pairs),
-        "accuracy": {way: t_interval(values)._asdict() for way, values in accuracy.items()},
-        "difference": t_interval(difference)._asdict(),
+        "accuracy": {way: t_interval(values, (0, 1))._asdict() for way, values in accuracy.items()},
+        "difference": t_interval(difference, (-1, 1))._asdict(),
         "seconds": {way: [pair[way][1] for pair in pairs] for way in (OURS, PLAIN)},
     }
 

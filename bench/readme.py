@@ -152,7 +152,7 @@ def _differences(record: Mapping[str, Any]) -> list[str]:
 
 
 def _difference(difference: np.ndarray) -> str:
-    mean, low, high, _ = t_interval(difference.tolist())
+    mean, low, high, _ = t_interval(difference.tolist(), (-1, 1))
     if low is None or high is None:
         return f"{mean:+.3f}"
     return f"**{mean:+.3f}** ± {mean - low:.3f}" if low > 0 or high < 0 else f"{mean:+.3f} ± {mean - low:.3f}"

@@ -7,7 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-METRICS = ("tow", "tow_mia", "accuracy_forget", "accuracy_retain", "accuracy_test", "mia")
+from rumfast.reporting.audit_text import LEGEND, MARKS
+from rumfast.reporting.provenance import starting_point
+from rumfast.reporting.verdict import cautions, verdict
 
 
 def show(result: Mapping[str, Any], as_json: bool, schema: str) -> None:
@@ -23,36 +25,48 @@ def show(result: Mapping[str, Any], as_json: bool, schema: str) -> None:
 
 
 def show_evaluation(summary: Mapping[str, Any], as_json: bool) -> None:
-    """Print an evaluation: one row per plan, between the original and the oracle with its null band."""
+    """Print an evaluation: one row per plan, between the original and the oracle with its null band.
+
+    The verdict comes last, where it is read first.
+    """
     if as_json:
         print(json.dumps(summary))
         return
+    metrics = list(summary["metrics"])
     table = Table(
         title=f"{summary['name']}: forget {summary['forget']['size']} of {summary['dataset']['train']} "
         f"examples ({summary['forget']['request']})",
         title_justify="left",
     )
-    table.add_column("plan")
-    for metric in METRICS:
+    table.add_column("plan", overflow="fold")
+    for metric in metrics:
         table.add_column(summary["metrics"][metric]["label"], justify="right")
     table.add_column("cost", justify="right")
     searched = all("tried" in plan for plan in summary["plans"])
     if searched:
         table.add_column("tried", justify="right")
+    start = starting_point(summary)[0].lower()
+    table.add_row(start, *(estimate_text(summary["reference"]["original"][metric]) for metric in metrics))
+    table.add_section()
     for plan in summary["plans"]:
-        cells = [estimate_text(plan["metrics"][metric]) for metric in METRICS]
+        cells = [estimate_text(plan["metrics"][metric]) for metric in metrics]
         tried = [str(plan["tried"])] if searched else []
         table.add_row(plan["name"], *cells, f"{plan['cost']:.0%}", *tried)
     table.add_section()
-    table.add_row("oracle", *(_band(summary["bands"][metric]) for metric in METRICS), "100%")
+    table.add_row("oracle", *(_band(summary["bands"][metric]) for metric in metrics), "100%")
     console().print(table)
-    console().print(
-        f"Mean ± half of the 95 % t-interval over {summary['seeds']} seeds; * inside the band of a genuine "
-        f"retrain, in the last row (95 % prediction interval from {summary['oracles']} oracles). "
-        "Cost: gradients taken, as a share of retraining's.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    found = verdict(summary)
+    lines = [
+        f"Mean over {summary['seeds']} seeds; below it its 95 % t-interval, cut to the metric's range. "
+        f"{LEGEND}. Last row: the band, a 95 % prediction interval for one retrained model from "
+        f"{summary['oracles']} oracles. Cost: gradients taken, as a share of one retraining's.",
+        "",
+        *cautions(summary),
+        found.headline,
+        found.detail,
+    ]
+    for line in lines:
+        console().print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def console() -> Console:
@@ -62,13 +76,18 @@ def console() -> Console:
 
 
 def estimate_text(interval: Mapping[str, Any]) -> str:
-    """Mean ± half of the interval, with a star where the mean lies inside the null band."""
-    half = "" if interval["low"] is None else f" ±{interval['mean'] - interval['low']:.3f}"
-    return f"{interval['mean']:.3f}{half}{'*' if interval['inside'] else ' '}"
+    """Mean with the mark of its verdict, and its interval below.
+
+    >>> estimate_text({"mean": 0.5, "low": 0.25, "high": 0.75, "verdict": "outside"})
+    '0.500 ✗\\n0.250–0.750  '
+    """
+    mark = MARKS[interval["verdict"]] if "verdict" in interval else " "
+    span = "" if interval["low"] is None else f"\n{interval['low']:.3f}–{interval['high']:.3f}  "
+    return f"{interval['mean']:.3f} {mark}{span}"
 
 
 def _band(band: Mapping[str, Any]) -> str:
-    return f"{band['low']:.3f}–{band['high']:.3f} "
+    return f"{band['low']:.3f}–{band['high']:.3f}  "
 
 
 def _text(value: Any) -> str:

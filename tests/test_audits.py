@@ -12,7 +12,7 @@ from rumfast.config import load_recipe, parse_recipe
 from rumfast.data import load_dataset
 from rumfast.errors import UsageError
 from rumfast.evaluation import METRICS
-from rumfast.pipeline.assess import definitions
+from rumfast.evaluation.metrics import definitions
 from rumfast.pipeline.audit_parts import memorization_levels
 from rumfast.pipeline.audits import CONSTANT, HELD_OUT, AuditConfig, audit
 from rumfast.plans import read_plan

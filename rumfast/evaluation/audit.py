@@ -3,31 +3,19 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Literal, NamedTuple
 
 import numpy as np
 
 from rumfast.errors import DataError
-from rumfast.evaluation.bands import NullBand
-from rumfast.evaluation.metrics import MEASURED, METRICS, Metric
+from rumfast.evaluation.bands import NullBand, within
+from rumfast.evaluation.metrics import METRICS, Metric, applies
 from rumfast.evaluation.outputs import Outputs
 from rumfast.evaluation.pairing import Pairing
+from rumfast.evaluation.verdicts import Finding, judge
 
-Verdict = Literal["inside", "outside", "cannot tell", "no power"]
 LEVEL = 0.05  # share of genuine retrains that lie outside some band
 LEAST_MODELS = 6  # of each kind: their thirds are pairs
 Z = 1.96  # of a 95 % interval
-
-
-class Finding(NamedTuple):
-    """One metric of one population."""
-
-    value: float
-    low: float  # 95 % interval over models
-    high: float
-    null: NullBand
-    verdict: Verdict
-    needed: int | None  # models of each kind that would tell, about, where so many cannot
 
 
 class Auditor:
@@ -47,7 +35,7 @@ class Auditor:
     Args:
         oracles: the reference, K models.
         models: n of each audited population.
-        metrics: by name; those that are measured beside the logits fall away where the oracles lack them.
+        metrics: by name; those that do not apply to the oracles are left out, see ``applies``.
         splits: draws of thirds.
         seed: of the draws.
 
@@ -72,7 +60,7 @@ class Auditor:
         self.models = models
         self.third = min(models, oracles.models) // 3
         self.metrics = {
-            name: metric for name, metric in metrics.items() if name not in MEASURED or name in oracles.extra
+            name: metric for name, metric in metrics.items() if applies(name, oracles)
         }
         self.splits = splits
         self.seed = seed
@@ -112,15 +100,12 @@ class Auditor:
         scale = self.third / 2 * (1 / self.models + 1 / self.oracles.models)
         half_Q = float(np.quantile(largest_S, 1 - LEVEL)) * deviation_Q * math.sqrt(scale)
         return {
-            name: NullBand(float(mean), *_within(metric, mean - half, mean + half), self.oracles.models)
+            name: NullBand(float(mean), *within(metric.range, mean - half, mean + half), self.oracles.models)
             for (name, metric), mean, half in zip(self.metrics.items(), mean_Q, half_Q, strict=True)
         }
 
     def audit(self, audited: Outputs, values_SQ: np.ndarray | None = None) -> dict[str, Finding]:
-        """Every metric of a population, with its verdict.
-
-        *inside*: the value lies in the band, or beyond its good end. *outside*: the whole interval lies
-        beyond an end that matters. *cannot tell*: the value does, its interval does not.
+        """Every metric of a population, with its verdict; see ``judge``.
 
         Args:
             values_SQ: what :meth:`values` gave for the population, if it is known.
@@ -128,13 +113,22 @@ class Auditor:
         found_SQ = self.values(audited) if values_SQ is None else values_SQ
         value_Q = found_SQ.mean(0)
         half_Q = Z * found_SQ.std(0, ddof=1) * math.sqrt(self.third / (self.models - self.third))
+        found = {}
+        for (name, metric), value, half in zip(
+            self.metrics.items(), value_Q.tolist(), half_Q.tolist(), strict=True
+        ):
+            ends = within(metric.range, value - half, value + half)
+            finding = judge(value, *ends, self.bands[name], metric)
+            if finding.verdict == "cannot tell":
+                finding = finding._replace(needed=models_needed(finding, metric, self.models))
+            found[name] = finding
+        return found
+
+    def needed(self, findings: Mapping[str, Finding]) -> dict[str, int | None]:
+        """Models of each kind with which each metric would find the originals, given theirs, outside."""
         return {
-            name: judge(
-                value, *_within(metric, value - half, value + half), self.bands[name], metric, self.models
-            )
-            for (name, metric), value, half in zip(
-                self.metrics.items(), value_Q.tolist(), half_Q.tolist(), strict=True
-            )
+            name: models_needed(finding, self.metrics[name], finding.null.n)
+            for name, finding in findings.items()
         }
 
     def _statistics(self, audited: Outputs, chosen: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -155,26 +149,6 @@ class Auditor:
         return found_SQ
 
 
-def _within(metric: Metric, low: float, high: float) -> tuple[float, float]:
-    """Two ends, cut to the metric's range."""
-    least, most = metric.range
-    return max(least, float(low)), float(high) if most is None else min(most, float(high))
-
-
-def judge(value: float, low: float, high: float, band: NullBand, metric: Metric, models: int) -> Finding:
-    """The verdict on a value with its interval; see :meth:`Auditor.audit`."""
-    below = band.low - value if metric.better != "lower" else -math.inf
-    above = value - band.high if metric.better != "higher" else -math.inf
-    distance = max(below, above)
-    if distance <= 0:
-        return Finding(value, low, high, band, "inside", None)
-    clear = high < band.low if below > above else low > band.high
-    if clear:
-        return Finding(value, low, high, band, "outside", None)
-    finding = Finding(value, low, high, band, "cannot tell", None)
-    return finding._replace(needed=models_needed(finding, metric, models))
-
-
 def models_needed(finding: Finding, metric: Metric, models: int) -> int | None:
     """Models of each kind, about, with which a finding on ``models`` would be *outside*; None: none would.
 
@@ -193,24 +167,3 @@ def models_needed(finding: Finding, metric: Metric, models: int) -> int | None:
     # The longer sides: the others may be cut to the metric's range.
     half = max(high - value, value - low) + max(band.high - band.mean, band.mean - band.low)
     return math.ceil(models * (half / apart) ** 2)
-
-
-def without_power(
-    findings: Mapping[str, Finding],
-    originals: Mapping[str, Finding],
-    metrics: Mapping[str, Metric] = METRICS,
-) -> dict[str, Finding]:
-    """Findings in which *inside* reads *no power* where the originals themselves were not found outside.
-
-    An audit that cannot tell models that never forgot from retrains says nothing of others on this forget
-    set. ``needed``: models of each kind with which it would tell the originals.
-    """
-    result = {}
-    for name, finding in findings.items():
-        none = originals[name]
-        if finding.verdict == "inside" and none.verdict != "outside":
-            finding = finding._replace(
-                verdict="no power", needed=models_needed(none, metrics[name], none.null.n)
-            )
-        result[name] = finding
-    return result

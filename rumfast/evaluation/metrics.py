@@ -1,6 +1,6 @@
 """Every metric by name: of one model, of pairs of models, and of whole populations held against oracles."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -8,30 +8,12 @@ import numpy as np
 
 from rumfast.evaluation import sources
 from rumfast.evaluation.divergence import disagreement, js_divergence
-from rumfast.evaluation.membership import confidence, svc_mia
-from rumfast.evaluation.outputs import Outputs
+from rumfast.evaluation.model_scores import SCORED, ScoreArrays
+from rumfast.evaluation.outputs import Outputs, of_kept_classes
 from rumfast.evaluation.pairing import Pairing
 from rumfast.evaluation.roc import Attack, auc, tpr_at
 
 Kind = Literal["model", "pair", "population"]
-
-
-class ModelScores(NamedTuple):
-    """What one model does on the three sets; all in [0, 1]."""
-
-    accuracy_forget: float
-    accuracy_retain: float
-    accuracy_test: float
-    mia: float  # share of the forget set that SVC-MIA on confidence calls non-member
-
-
-class ScoreArrays(NamedTuple):
-    """:class:`ModelScores` of M models."""
-
-    accuracy_forget: np.ndarray
-    accuracy_retain: np.ndarray
-    accuracy_test: np.ndarray
-    mia: np.ndarray
 
 
 class Metric(NamedTuple):
@@ -49,62 +31,7 @@ class Metric(NamedTuple):
     kind: Kind
     function: Callable[..., Any]
     membership: bool = False  # does it ask whether the forget set looks as if trained on?
-
-
-def score_model(
-    train_NC: np.ndarray,
-    test_NC: np.ndarray,
-    train_label_N: np.ndarray,
-    test_label_N: np.ndarray,
-    forget: np.ndarray,
-    retain: np.ndarray,
-    *,
-    mia_examples: int = 5000,
-) -> ModelScores:
-    """Score one model from its logits.
-
-    Args:
-        train_NC, test_NC: logits of all training and test examples; labels beside them.
-        forget, retain: example ids of the two sets.
-        mia_examples: most members, and non-members, the attack is fitted on.
-    """
-    correct_N = train_NC.argmax(1) == train_label_N
-    confidence_N = confidence(train_NC, train_label_N)
-    return ModelScores(
-        accuracy_forget=float(correct_N[forget].mean()),
-        accuracy_retain=float(correct_N[retain].mean()),
-        accuracy_test=float((test_NC.argmax(1) == test_label_N).mean()),
-        mia=svc_mia(
-            confidence_N[retain], confidence(test_NC, test_label_N), confidence_N[forget], most=mia_examples
-        ),
-    )
-
-
-Scores = ModelScores | ScoreArrays
-
-
-def _tow(keys: tuple[str, ...], ours: Scores, theirs: ScoreArrays) -> np.ndarray:
-    """ToW of all pairs, [M, K]."""
-    gaps = [np.abs(np.subtract.outer(getattr(ours, key), getattr(theirs, key))) for key in keys]
-    return np.round(np.prod([1 - gap_MK for gap_MK in gaps], axis=0), 12)
-
-
-def _own(key: str, ours: Scores, theirs: ScoreArrays) -> np.ndarray:
-    return np.asarray(getattr(ours, key))
-
-
-# Metrics that need no more than a model's scores: those of an evaluation
-SCORED: dict[str, Callable[[Scores, ScoreArrays], np.ndarray]] = {
-    "tow": partial(_tow, ("accuracy_forget", "accuracy_retain", "accuracy_test")),
-    "tow_mia": partial(_tow, ("mia", "accuracy_retain", "accuracy_test")),
-    **{key: partial(_own, key) for key in ModelScores._fields},
-}
-
-
-def compare(metric: str, model: ModelScores, oracles: Sequence[ModelScores]) -> float:
-    """Value of a metric of ``SCORED`` for a model against oracles (the mean where it compares pairs)."""
-    theirs = ScoreArrays(*map(np.array, zip(*oracles, strict=True)))
-    return float(np.mean(SCORED[metric](model, theirs)))
+    forgotten: Literal["lower", "higher"] | None = None  # where values lie once more is forgotten, if one-way
 
 
 def scores_of(outputs: Outputs) -> ScoreArrays:
@@ -133,7 +60,7 @@ def _attack(which: str, reduce: Callable[[Attack], float]) -> Callable[[Pairing]
     return lambda pairing: reduce(getattr(pairing, which))
 
 
-def _accuracy(which: str) -> Metric:
+def _accuracy(which: str, forgotten: Literal["lower"] | None = None) -> Metric:
     return Metric(
         f"{which} accuracy",
         f"share of the {which} set classified as labelled",
@@ -142,6 +69,22 @@ def _accuracy(which: str) -> Metric:
         (0, 1),
         "model",
         lambda outputs: getattr(outputs, which).accuracy_M,
+        forgotten=forgotten,
+    )
+
+
+def _test_accuracy(kept: bool) -> Metric:
+    """Accuracy on the test examples of the classes that are kept, or of those forgotten as a whole."""
+    which = "kept" if kept else "forgotten"
+
+    def accuracy(outputs: Outputs) -> np.ndarray:
+        kept_N = of_kept_classes(outputs.test.label_N, outputs.retain.label_N)
+        return outputs.test.correct_MN[:, kept_N == kept].mean(1)
+
+    return _accuracy("test", None if kept else "lower")._replace(
+        label=f"test accuracy, {which} classes",
+        definition=f"share of the test examples of {which} classes classified as labelled",
+        function=accuracy,
     )
 
 
@@ -149,13 +92,15 @@ def _mia(feature: str, label: str, of: str | None = None) -> Metric:
     of = of or feature.replace("_", " ")
     return Metric(
         label,
-        f"share of the forget set that an SVC on {of}, fitted on retain and test examples, calls non-member",
+        f"share of the forget set that an SVC on {of}, fitted on retain examples and test examples of kept "
+        "classes, calls non-member",
         sources.SVC_MIA,
         "oracle",
         (0, 1),
         "model",
         _feature(feature),
         membership=True,
+        forgotten=None if feature == "entropy" else "higher",  # entropy does not see the label
     )
 
 
@@ -181,8 +126,11 @@ def _roc(which: str, label: str, definition: str, source: str) -> dict[str, Metr
         better: Literal["lower", "oracle"] = "lower",
     ) -> Metric:
         text = f"{what} of an attack that tells models from oracles on the forget set: {definition}"
+        # U-LiRA is fitted to the models it attacks: whichever way they differ from oracles, its AUC rises.
+        forgotten: Literal["lower"] | None = "lower" if (which, better) == ("rmia", "oracle") else None
+        function = _attack(which, reduce)
         return Metric(
-            f"{label} {name}", text, source, better, (0, 1), "population", _attack(which, reduce), True
+            f"{label} {name}", text, source, better, (0, 1), "population", function, True, forgotten
         )
 
     return {
@@ -198,6 +146,7 @@ def _roc(which: str, label: str, definition: str, source: str) -> dict[str, Metr
 
 
 MEASURED = ("entanglement", "relearning")  # on each model, beside its logits
+BY_CLASS = ("accuracy_test_forgotten", "accuracy_test_kept")  # where a class is forgotten as a whole
 METRICS: Mapping[str, Metric] = {
     "tow": Metric(
         "ToW",
@@ -218,9 +167,11 @@ METRICS: Mapping[str, Metric] = {
         _pairs("tow_mia"),
         membership=True,
     ),
-    "accuracy_forget": _accuracy("forget"),
+    "accuracy_forget": _accuracy("forget", "lower"),
     "accuracy_retain": _accuracy("retain"),
     "accuracy_test": _accuracy("test"),
+    "accuracy_test_forgotten": _test_accuracy(kept=False),
+    "accuracy_test_kept": _test_accuracy(kept=True),
     "mia": _mia("confidence", "MIA"),
     "mia_correctness": _mia("correctness", "MIA correctness"),
     "mia_entropy": _mia("entropy", "MIA entropy"),
@@ -302,5 +253,22 @@ METRICS: Mapping[str, Metric] = {
         "model",
         _measured("relearning"),
         membership=True,
+        forgotten="higher",
     ),
 }  # fmt: skip
+
+
+def applies(name: str, outputs: Outputs) -> bool:
+    """True if a metric can be computed of these outputs: it was measured, or there is something to score."""
+    if name in BY_CLASS:
+        return not of_kept_classes(outputs.test.label_N, outputs.retain.label_N).all()
+    return name not in MEASURED or name in outputs.extra
+
+
+def definitions(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What metrics mean, as JSON."""
+    return {
+        name: {key: value for key, value in METRICS[name]._asdict().items() if key != "function"}
+        | {"range": list(METRICS[name].range)}
+        for name in names
+    }

@@ -61,6 +61,19 @@ class Outputs(NamedTuple):
         )
 
 
+def of_kept_classes(test_label_N: np.ndarray, retain_label_R: np.ndarray) -> np.ndarray:
+    """Mask [N] of the test examples whose class has a retain example; all of them where none has.
+
+    A class that was forgotten as a whole has no example that retrained models were taught: they get its test
+    examples wrong, as models that never forgot do not.
+
+    >>> of_kept_classes(np.array([0, 1, 2]), np.array([2, 0])).tolist()
+    [True, False, True]
+    """
+    kept_N = np.isin(test_label_N, retain_label_R)
+    return kept_N if kept_N.any() else ~kept_N
+
+
 def _margins(logits_NC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
     found = margins(torch.from_numpy(logits_NC), torch.from_numpy(label_N), ("margin",)).margin
     assert found is not None
@@ -82,7 +95,8 @@ def collect(
     Args:
         logits: of each model, on all training examples [N, C] and on all test examples.
         forget, retain: example ids.
-        mia_examples: most members, and non-members, that each attack is fitted on.
+        mia_examples: most members, and non-members, that each attack is fitted on. Non-members are test
+            examples of classes that are kept.
 
     Raises:
         DataError: no model, or logits that are not finite.
@@ -91,6 +105,7 @@ def collect(
     margin_sets: dict[str, list[np.ndarray]] = {"forget": [], "retain": [], "test": []}
     predictions: dict[str, list[np.ndarray]] = {"forget": [], "retain": [], "test": []}
     probabilities, shares = [], []
+    kept_N = of_kept_classes(test_label_N, train_label_N[retain])
     for number, (train_NC, test_NC) in enumerate(logits):
         if not (np.isfinite(train_NC).all() and np.isfinite(test_NC).all()):
             raise DataError(f"collect: model {number} has logits that are not finite")
@@ -103,7 +118,7 @@ def collect(
         known = {name: features(*pair) for name, pair in chosen.items()}
         shares.append(
             [
-                svc_mia(known["retain"][f], known["test"][f], known["forget"][f], most=mia_examples)
+                svc_mia(known["retain"][f], known["test"][f][kept_N], known["forget"][f], most=mia_examples)
                 for f in FEATURES
             ]
         )

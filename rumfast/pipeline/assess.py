@@ -1,30 +1,33 @@
 """From models' logits to the numbers of a report."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from rumfast.data import Dataset, Split
-from rumfast.evaluation import (
-    METRICS,
-    SCORED,
-    Interval,
-    Metric,
-    ModelScores,
-    NullBand,
-    compare,
-    null_band,
-    score_model,
-    t_interval,
-)
+from rumfast.evaluation import ModelScores, compare, t_interval
+from rumfast.evaluation.bands import interval_dict
+from rumfast.evaluation.metrics import definitions
+from rumfast.evaluation.model_scores import scored_by
 from rumfast.inference import predict
 from rumfast.kernels.moments import moments
 from rumfast.kernels.neighbours import nearest
 from rumfast.kernels.pairwise import mean_distance
 from rumfast.models import Classifier
+from rumfast.pipeline.earlier import recheck, remembered
+from rumfast.pipeline.judging import (
+    accuracies_of,
+    bands_of,
+    findings_of,
+    judged,
+    power_of,
+    score_logits,
+    score_population,
+    set_sizes,
+)
+from rumfast.reporting.verdict import verdict
 from rumfast.runtime import environment
 from rumfast.scores import mmd2, neighbour_overlap
 from rumfast.scores.entanglement import entanglement_of
@@ -48,82 +51,8 @@ def evaluate(
     """
     chosen = [oracles] if isinstance(oracles, nn.Module) else oracles
     predictions = [predict(each, data) for each in (model, *chosen)]
-    scores = [_score(each.train_NC, each.test_NC, data, split) for each in predictions]
-    return {name: compare(name, scores[0], scores[1:]) for name in SCORED}
-
-
-def score_population(
-    population: Population, members: int, data: Dataset, split: Split, mia_examples: int
-) -> list[ModelScores]:
-    """Scores of a population's models, from their stored logits."""
-    found = (population.outputs(index) for index in range(members))
-    return [_score(outputs["train"], outputs["test"], data, split, mia_examples) for outputs in found]
-
-
-def _score(
-    train_NC: np.ndarray, test_NC: np.ndarray, data: Dataset, split: Split, mia_examples: int = 5000
-) -> ModelScores:
-    return score_model(
-        train_NC,
-        test_NC,
-        data.train.label_N,
-        data.test.label_N,
-        split.forget,
-        split.retain,
-        mia_examples=mia_examples,
-    )
-
-
-def bands_of(oracles: Sequence[ModelScores]) -> dict[str, NullBand]:
-    """Null band of every metric."""
-    return {name: null_band(oracles, partial(compare, name)) for name in SCORED}
-
-
-def metrics_of(
-    models: Sequence[ModelScores], oracles: Sequence[ModelScores], bands: Mapping[str, NullBand]
-) -> dict[str, dict[str, Any]]:
-    """Every metric of a population with its interval over seeds.
-
-    ``inside``: does the mean lie in the null band, or beyond its good end where the metric has one?
-    """
-    result = {}
-    for name in SCORED:
-        interval = t_interval([compare(name, model, oracles) for model in models])
-        beyond = METRICS[name].better == "higher" and interval.mean > bands[name].high
-        result[name] = interval_dict(interval) | {"inside": bands[name].contains(interval.mean) or beyond}
-    return result
-
-
-def interval_dict(interval: Interval) -> dict[str, Any]:
-    """An interval as JSON."""
-    return {
-        "mean": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
-        "values": list(interval.values),
-    }
-
-
-def accuracies_of(models: Sequence[ModelScores]) -> dict[str, dict[str, Any]]:
-    """Scores of reference models with intervals over seeds."""
-    return {
-        key: interval_dict(t_interval([getattr(model, key) for model in models]))
-        for key in ModelScores._fields
-    }
-
-
-def metric_definitions() -> dict[str, dict[str, Any]]:
-    """What each metric of a report means."""
-    return definitions({name: METRICS[name] for name in SCORED})
-
-
-def definitions(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
-    """What metrics mean, as JSON."""
-    return {
-        name: {key: value for key, value in metric._asdict().items() if key != "function"}
-        | {"range": list(metric.range)}
-        for name, metric in metrics.items()
-    }
+    scores = [score_logits(each.train_NC, each.test_NC, data, split) for each in predictions]
+    return {name: compare(name, scores[0], scores[1:]) for name in scored_by(scores[0])}
 
 
 def summarize(run: "Context") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -134,11 +63,16 @@ def summarize(run: "Context") -> tuple[dict[str, Any], dict[str, Any]]:
         return score_population(population, members, run.data, run.split, settings.mia_examples)
 
     oracles = scores(run.oracle_population, settings.oracles)
-    bands = bands_of(oracles)
+    bands = bands_of(oracles, set_sizes(run.data, run.split))
+    originals = scores(run.originals, seeds)
+    untouched = findings_of(originals, oracles, bands)
     full_cost = _mean_metric(run.oracle_population, settings.oracles, "examples")
     plans, timing = [], {"oracle": _wall(run.oracle_population, settings.oracles), "plans": {}}
-    for plan in map(run.chosen, run.recipe.plans):
-        population = run.plan_population(plan)
+    chosen = {plan.name: plan for plan in map(run.chosen, run.recipe.plans)}
+    populations = {name: run.plan_population(plan) for name, plan in chosen.items()}
+    earlier = recheck(run, populations)
+    for plan in chosen.values():
+        population = populations[plan.name]
         examples = _mean_metric(population, seeds, "examples")
         plans.append(
             {
@@ -148,21 +82,26 @@ def summarize(run: "Context") -> tuple[dict[str, Any], dict[str, Any]]:
                 "retain": plan.retain or run.recipe.unlearn.retain,
                 "examples": examples,
                 "cost": examples / full_cost,
-                "metrics": metrics_of(scores(population, seeds), oracles, bands),
+                **judged(
+                    findings_of(scores(population, seeds), oracles, bands),
+                    untouched,
+                    remembered(earlier, plan.name),
+                ),
             }
         )
         timing["plans"][plan.name] = _wall(population, seeds)
-    reference = {"oracle": accuracies_of(oracles), "original": accuracies_of(scores(run.originals, seeds))}
     summary = describe(run) | {
         "schema": "rumfast/evaluation/1",
         "seeds": seeds,
         "oracles": settings.oracles,
-        "metrics": metric_definitions(),
-        "bands": {name: band._asdict() for name, band in bands.items()},
+        "metrics": definitions(bands),
+        "bands": {name: band.record() | {"n": band.n} for name, band in bands.items()},
+        "power": power_of(untouched, bands),
         "plans": plans,
-        "reference": reference,
+        "earlier_requests": earlier,
+        "reference": {"oracle": accuracies_of(oracles), "original": judged(untouched, untouched)["metrics"]},
     }
-    return summary, timing
+    return summary | {"verdict": verdict(summary)._asdict()}, timing
 
 
 def geometry_of(run: "Context") -> dict[str, dict[str, float]]:
@@ -244,7 +183,9 @@ def _mean_metric(population: Population, members: int, key: str) -> float:
 
 
 def _wall(population: Population, members: int) -> dict[str, Any]:
-    return interval_dict(t_interval([population.metrics(index)["wall_s"] for index in range(members)]))
+    return interval_dict(
+        t_interval([population.metrics(index)["wall_s"] for index in range(members)], (0, None))
+    )
 
 
 def merge_timing(summary: dict[str, Any], timing: dict[str, Any], command: str) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rumfast.evaluation import METRICS, Metric
-from rumfast.evaluation.audit import LEVEL, Auditor, Finding, without_power
+from rumfast.evaluation.audit import LEVEL, Auditor
 from rumfast.evaluation.guards import LEAST_UTILITY, judge_population, utility
 from rumfast.evaluation.outputs import Outputs
 from rumfast.evaluation.pairing import Pairing
 from rumfast.evaluation.ranking import badness, rank_agreement
 from rumfast.evaluation.roc import curve
+from rumfast.evaluation.verdicts import Finding, without_power
 from rumfast.pipeline.context import Context
 from rumfast.refinement import refine
 
@@ -29,15 +30,15 @@ class Audited(NamedTuple):
 
 
 def model_record(
-    one: Audited, findings: Mapping[str, Finding], none: Mapping[str, Finding], oracles: Outputs
+    one: Audited, findings: Mapping[str, Finding], none: Mapping[str, Finding], auditor: Auditor
 ) -> dict[str, Any]:
     """The findings of one population and its verdict.
 
     Args:
         none: the originals' findings, which say where audits have power. Oracles need no such check.
     """
-    found = findings if one.kind == "oracle" else without_power(findings, none)
-    useful = utility(one.outputs, oracles)
+    found = findings if one.kind == "oracle" else without_power(findings, none, auditor.needed(none))
+    useful = utility(one.outputs, auditor.oracles)
     verdict, reasons = judge_population(found, useful, METRICS)
     return {
         "name": one.name,
@@ -52,8 +53,7 @@ def model_record(
 
 def finding_record(finding: Finding) -> dict[str, Any]:
     """A finding as JSON."""
-    band = finding.null
-    return finding._asdict() | {"null": {"mean": band.mean, "low": band.low, "high": band.high}}
+    return finding._asdict() | {"null": finding.null.record()}
 
 
 def false_alarms(pool: Outputs, *, draws: int, splits: int, seed: int) -> dict[str, Any]:

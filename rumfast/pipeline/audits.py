@@ -9,8 +9,8 @@ from pydantic import Field
 
 from rumfast.config import PlanConfig, Positive, Recipe, Strict
 from rumfast.errors import UsageError
-from rumfast.evaluation import METRICS
 from rumfast.evaluation.audit import LEVEL, Auditor
+from rumfast.evaluation.metrics import definitions
 from rumfast.evaluation.outputs import Outputs, collect
 from rumfast.pipeline import assess, audit_parts
 from rumfast.pipeline.audit_parts import Audited
@@ -121,9 +121,9 @@ class _Audit:
             "held_out": n,
             "splits": config.splits,
             "level": LEVEL,
-            "metrics": assess.definitions({name: METRICS[name] for name in auditor.metrics}),
+            "metrics": definitions(auditor.metrics),
             "models": [
-                audit_parts.model_record(each, found[each.name], found[NONE], reference) for each in audited
+                audit_parts.model_record(each, found[each.name], found[NONE], auditor) for each in audited
             ],
             "power": {name: finding.verdict == "outside" for name, finding in found[NONE].items()},
             "false_alarms": audit_parts.false_alarms(

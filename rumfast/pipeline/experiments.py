@@ -12,7 +12,8 @@ from typing import Any
 
 from rumfast.config import ForgetConfig, Recipe
 from rumfast.errors import UsageError
-from rumfast.pipeline.assess import metric_definitions
+from rumfast.evaluation import SCORED
+from rumfast.evaluation.metrics import definitions
 from rumfast.pipeline.experiment_plans import (
     best_plans,
     claims,
@@ -132,7 +133,7 @@ def falls(sets: Sequence[Mapping[str, Any]]) -> Iterable[Comparison]:
     Args:
         sets: those of a difficulty record.
     """
-    labels = {name: metric["label"] for name, metric in metric_definitions().items()}
+    labels = {name: metric["label"] for name, metric in definitions(SCORED).items()}
     for axis in AXES:
         ordered = sorted((each for each in sets if each["axis"] == axis), key=lambda each: each[axis])
         ends = (ordered[0], ordered[-1])

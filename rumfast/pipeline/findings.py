@@ -7,9 +7,10 @@ import numpy as np
 
 from rumfast.errors import DataError
 from rumfast.evaluation import Interval, t_interval
-from rumfast.pipeline.assess import interval_dict
+from rumfast.evaluation.bands import Limits, interval_dict
 
 ERROR_RATE = 0.05  # of a 95 % interval
+SHARES_APART: Limits = (-1, 1)  # the range of a difference between two shares
 Verdict = Literal["held", "contradicted", "undecided"]
 
 
@@ -35,7 +36,7 @@ class Comparison(NamedTuple):
 def verdict_of(interval: Interval) -> Verdict:
     """Held where the whole interval is above zero, contradicted where it is below.
 
-    >>> verdict_of(t_interval([0.1, 0.2, 0.15])), verdict_of(t_interval([0.3]))
+    >>> verdict_of(t_interval([0.1, 0.2, 0.15], SHARES_APART)), verdict_of(t_interval([0.3], SHARES_APART))
     ('held', 'undecided')
     """
     if interval.low is not None and interval.low > 0:
@@ -77,7 +78,7 @@ def _difference(comparison: Comparison, count: int) -> dict[str, Any]:
     if len(one_S) != len(other_S):
         raise DataError(f"{subject}: got {len(one_S)} and {len(other_S)} seeds, expected as many of each")
     difference_S = (np.asarray(one_S) - np.asarray(other_S)).tolist()
-    interval = t_interval(difference_S)
+    interval = t_interval(difference_S, SHARES_APART)
     return {
         "claim": claim,
         "subject": subject,
@@ -87,7 +88,7 @@ def _difference(comparison: Comparison, count: int) -> dict[str, Any]:
         "tried": list(tried),
         "interval": interval_dict(interval),
         "verdict": verdict_of(interval),
-        "simultaneous": verdict_of(t_interval(difference_S, 1 - ERROR_RATE / count)),
+        "simultaneous": verdict_of(t_interval(difference_S, SHARES_APART, 1 - ERROR_RATE / count)),
     }
 
 

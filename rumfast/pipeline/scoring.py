@@ -8,6 +8,7 @@ import numpy as np
 from rumfast.errors import UsageError
 from rumfast.kernels.centroids import centroid_distances
 from rumfast.kernels.moments import moments
+from rumfast.pipeline.earlier import first_originals
 from rumfast.runtime import environment
 from rumfast.scores import SCORES
 from rumfast.scores.agreement import RESAMPLES, ceiling, class_summary, rank_agreement
@@ -37,20 +38,13 @@ def score_of(run: "Context", name: str) -> np.ndarray:
     if need == "embedding":
         return run.distance_N
     if need == "original":
-        return _first(run.originals).proxies(0)[name]
+        return first_originals(run.originals).proxies(0)[name]
     if need == "proxies":
         return _folded(run.proxy_population, name)
     stored = read_npz(run.dir.memorization)
     if name not in stored:
         raise UsageError(f"{name}: needs a sweep; published scores have no margins")
     return stored[name]
-
-
-def _first(originals: Population) -> Population:
-    """The originals that a chain of requests started from."""
-    while originals.spec.parent is not None:
-        originals = Population.open(originals.root / originals.spec.parent)
-    return originals
 
 
 def _folded(population: Population, name: str) -> np.ndarray:
@@ -68,7 +62,8 @@ def train_proxies(run: "Context") -> None:
 
 def existing_columns(run: "Context") -> dict[str, np.ndarray]:
     """All scores that the run holds, with labels and ids, as columns [N]."""
-    n, there = len(run.data), {"original": (_first(run.originals).member(0) / "proxies.npz").exists()}
+    n, first = len(run.data), first_originals(run.originals)
+    there = {"original": (first.member(0) / "proxies.npz").exists()}
     there["embedding"] = run.dir.distance.exists()
     proxies = Population(run.dir.proxies, run.spec("proxies"))
     there["proxies"] = len(proxies.done(range(PROXY_MEMBERS))) == PROXY_MEMBERS
@@ -132,7 +127,7 @@ def costs(run: "Context") -> dict[str, dict[str, float | None]]:
     ``marginal``: where its model is trained anyway; ``whole``: with the training of that model. What members
     took is known from the sweep's journals; one that they lack counts as the mean of the others.
     """
-    metrics, sweep_s = _first(run.originals).metrics(0), _sweep_seconds(run)
+    metrics, sweep_s = first_originals(run.originals).metrics(0), _sweep_seconds(run)
     folds = [run.proxy_population.metrics(index) for index in range(PROXY_MEMBERS)]
     fold = {key: sum(one[f"{key}_s"] for one in folds) for key in ("train", *FOLDED)}
     warm_up, started = run.embedding_ND, time.perf_counter()  # the first pass of a process loads kernels

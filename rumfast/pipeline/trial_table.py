@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rumfast.evaluation import ModelScores, compare, t_interval
-from rumfast.pipeline import assess
+from rumfast.evaluation.bands import interval_dict
 from rumfast.pipeline.variation import Candidate
 from rumfast.sweeps import Population
 from rumfast.sweeps.run import train_members
@@ -124,7 +124,7 @@ class Table:
             width = len(trials.surrogates)
             own = [[pair for pair in pairs if pair % width == surrogate] for surrogate in range(width)]
             return {
-                name: assess.interval_dict(t_interval([float(np.mean(each)) for each in values]))
+                name: interval_dict(t_interval([float(np.mean(each)) for each in values], (0, 1)))
                 for name, keys in goals.items()
                 if (values := [found for each in own if (found := self.values(number, each, keys))])
             }

@@ -37,9 +37,11 @@ from rumfast.reporting.audit_text import (
     shared_band,
     span_text,
     verdict,
+    verdict_text,
 )
 from rumfast.reporting.estimates import (
     MISSING,
+    TONES,
     band_range,
     cost_text,
     count_text,
@@ -50,8 +52,6 @@ from rumfast.reporting.estimates import (
 from rumfast.reporting.templates import fill_template
 from rumfast.reporting.verdict import metric_label
 from rumfast.store import write_text
-
-TONES = {"inside": "place good", "outside": "place"}  # the style of a verdict; the others stay grey
 
 
 def write_audit(path: str | os.PathLike[str], record: Record) -> None:
@@ -144,7 +144,7 @@ def _cell(
     return {
         "text": number_text(record, metric, finite(finding["value"])),
         "interval": span_text(record, metric, interval_of(finding)),
-        "verdict": f"{MARKS[finding['verdict']]} {finding['verdict']}",
+        "verdict": f"{MARKS[finding['verdict']]} {verdict_text(finding)}",
         "tone": TONES.get(finding["verdict"], ""),
         "note": "; ".join(note for note in notes if note),
     }
@@ -180,7 +180,7 @@ def _tau(tau: Any) -> dict[str, str]:
         "text": tau_text(tau),
         "interval": "" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}",
         "verdict": {"held": "agree", "contradicted": "disagree", "undecided": "either"}[agreement(tau)],
-        "tone": {"held": "place good", "contradicted": "place"}.get(agreement(tau), ""),
+        "tone": {"held": "good", "contradicted": "bad"}.get(agreement(tau), ""),
         "note": "",
     }
 

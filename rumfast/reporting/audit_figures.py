@@ -28,7 +28,6 @@ COLUMNS = 4
 PANEL = 1.15  # inches high
 BINS = 24
 MOST_LABELS = 10  # names along x of a panel; beyond these every second, third, … is written
-LOOKS = {"inside": "inside", "outside": "outside"}  # the other two verdicts judge nothing: grey
 
 
 def finding_rows(record: Record, metric: str) -> str:
@@ -57,10 +56,8 @@ def finding_rows(record: Record, metric: str) -> str:
 
 def _draw_finding(ax: Axes, place: int, finding: Mapping[str, Any], gid: str, *, horizontal: bool) -> None:
     """Band, interval and value of one finding, in row ``place`` or above x = ``place``."""
-    value, verdict = finite(finding["value"]), finding["verdict"]
-    style = dot_style(LOOKS.get(verdict)) | {"markersize": 5.5 if horizontal else 4.5}
-    if verdict == "no power":
-        style["markerfacecolor"] = PALETTE["paper"]
+    value = finite(finding["value"])
+    style = dot_style(finding["verdict"]) | {"markersize": 5.5 if horizontal else 4.5}
     across = [place - 0.42, place + 0.42]
     if limits := band_range(finding["null"]):
         fill = ax.fill_betweenx if horizontal else ax.fill_between

@@ -127,6 +127,15 @@ def mark_text(record: Record, model: Mapping[str, Any], metric: str) -> str:
     return f"{number_text(record, metric, finite(finding['value']))} {MARKS[finding['verdict']]}"
 
 
+def verdict_text(finding: Mapping[str, Any]) -> str:
+    """The verdict of one audit in words.
+
+    >>> verdict_text({"verdict": "outside", "over_forgotten": True}), verdict_text({"verdict": "no power"})
+    ('over-forgotten', 'no power')
+    """
+    return "over-forgotten" if finding.get("over_forgotten") else str(finding["verdict"])
+
+
 def utility_text(model: Mapping[str, Any]) -> str:
     """Accuracy kept against oracles, with the mark of the guard."""
     utility = model["utility"]
@@ -150,7 +159,7 @@ def verdict(record: Record) -> Verdict:
     size = count_text((record.get("forget") or {}).get("size"))
     plans = [model for model in record["models"] if model["kind"] == "plan"]
     if not plans:
-        return Verdict("unjudged", "No verdict: no unlearning plan was audited.", "")
+        return Verdict("cannot tell", "No verdict: no unlearning plan was audited.", "")
     passed, undecided = (
         [f"“{plan['name']}”" for plan in plans if plan["verdict"] == one] for one in ("pass", "cannot tell")
     )
@@ -161,11 +170,11 @@ def verdict(record: Record) -> Verdict:
     count = f"{len(passed)} of {len(plans)} {'plan' if len(plans) == 1 else 'plans'}"
     if passed:
         line = f"{count} cannot be told from retraining without the {size} examples: {', '.join(passed)}."
-        return Verdict("met", line, detail)
+        return Verdict("matches", line, detail)
     if undecided:
         line = f"No plan is shown to pass; more models are needed to tell of {', '.join(undecided)}."
-        return Verdict("partly", line, detail)
-    return Verdict("unmet", f"No plan matches retraining without the {size} examples.", detail)
+        return Verdict("cannot tell", line, detail)
+    return Verdict("differs", f"No plan matches retraining without the {size} examples.", detail)
 
 
 def cautions(record: Record) -> list[str]:

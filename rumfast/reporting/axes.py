@@ -90,19 +90,20 @@ def write_no_value(ax: Axes, y: int) -> None:
 
 
 def dot_style(place: str | None) -> dict[str, Any]:
-    """Marker of a mean: in the band, outside it, or not judged."""
-    if place is None:
-        return {"marker": "o", "markersize": 6, "color": PALETTE["muted"], "linestyle": ""}
+    """Marker of a mean: inside the band, outside it, no power, or not judged."""
     if place == "inside":
         return {"marker": "o", "markersize": 6.5, "color": PALETTE["in"], "linestyle": ""}
-    return {
-        "marker": "D",
-        "markersize": 5.5,
-        "color": PALETTE["out"],
-        "linestyle": "",
-        "markerfacecolor": PALETTE["paper"],
-        "markeredgewidth": 1.5,
-    }
+    if place == "outside":
+        return {
+            "marker": "D",
+            "markersize": 5.5,
+            "color": PALETTE["out"],
+            "linestyle": "",
+            "markerfacecolor": PALETTE["paper"],
+            "markeredgewidth": 1.5,
+        }
+    hollow = {"markerfacecolor": PALETTE["paper"]} if place == "no power" else {}
+    return {"marker": "o", "markersize": 6, "color": PALETTE["muted"], "linestyle": "", **hollow}
 
 
 def short_name(name: Any) -> str:

@@ -6,10 +6,11 @@ The summary is JSON written by other code, so a value may be a bare number, a di
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 MISSING = "–"
-Standing = Literal["inside", "below", "above", "outside"]
+TONES = {"inside": "good", "outside": "bad"}  # the style of a verdict; the others judge nothing and stay grey
+Standing = Literal["inside", "outside", "cannot tell", "no power"]
 
 
 class Estimate(NamedTuple):
@@ -53,24 +54,36 @@ def band_range(band: Mapping[str, Any] | None) -> tuple[float, float] | None:
 
 
 def standing(plan: Mapping[str, Any], metric: str, band: Mapping[str, Any] | None) -> Standing | None:
-    """Where a plan's mean lies against the oracle null band; None when either is unknown.
+    """The verdict on one metric of a plan; None where its value or the oracle null band is unknown.
 
-    The summary's own ``inside`` flag wins over our comparison, so that page and JSON never contradict.
+    The evaluation's own verdict, so that page and JSON never contradict. Records of before 0.7 have none:
+    there a mean outside the band *cannot tell* where its interval reaches into the band.
 
     >>> standing({"metrics": {"tow": {"mean": 0.5}}}, "tow", {"low": 0.9, "high": 1.0})
-    'below'
+    'outside'
     """
-    value, limits = metric_estimate(plan, metric).mean, band_range(band)
-    if value is None or limits is None:
+    value, limits = metric_estimate(plan, metric), band_range(band)
+    if value.mean is None or limits is None:
         return None
-    flag = plan["metrics"][metric].get("inside") if isinstance(plan["metrics"][metric], Mapping) else None
-    if flag:
+    entry = plan["metrics"][metric] if isinstance(plan["metrics"][metric], Mapping) else {}
+    if "verdict" in entry:
+        return cast(Standing, entry["verdict"])
+    if entry.get("inside", limits[0] <= value.mean <= limits[1]):
         return "inside"
-    if value < limits[0]:
-        return "below"
-    if value > limits[1]:
-        return "above"
-    return "inside" if flag is None else "outside"
+    reaches = value.interval and value.interval[0] <= limits[1] and value.interval[1] >= limits[0]
+    return "cannot tell" if reaches else "outside"
+
+
+def place_text(plan: Mapping[str, Any], metric: str, place: Standing | None) -> str:
+    """A verdict in the words of a table's cell.
+
+    >>> place_text({"metrics": {"mia": {"over_forgotten": True}}}, "mia", "outside")
+    'over-forgotten'
+    """
+    entry = (plan.get("metrics") or {}).get(metric)
+    if isinstance(entry, Mapping) and entry.get("over_forgotten"):
+        return "over-forgotten"
+    return {"inside": "in band"}.get(place or "", place or "")
 
 
 def is_share(metric: str) -> bool:

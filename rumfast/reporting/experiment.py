@@ -13,18 +13,20 @@ from markupsafe import Markup
 from rumfast.reporting import provenance
 from rumfast.reporting.estimates import (
     MISSING,
+    TONES,
     band_range,
     cost_text,
     estimate,
     metric_estimate,
     metric_text,
+    place_text,
     range_text,
     standing,
 )
 from rumfast.reporting.experiment_figures import difference_rows, level_panels
 from rumfast.reporting.figures import metric_bars
 from rumfast.reporting.templates import fill_template
-from rumfast.reporting.verdict import HEADLINE, metric_label, passes
+from rumfast.reporting.verdict import HEADLINE, metric_label
 from rumfast.store import write_text
 
 TITLES = {"difficulty": "What makes unlearning hard", "rum": "Does refinement help"}
@@ -211,7 +213,7 @@ def _rum_parts(record: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
 
 
 def _plain(text: str) -> dict[str, Any]:
-    return {"text": text, "interval": "", "place": "", "good": False}
+    return {"text": text, "interval": "", "place": "", "tone": ""}
 
 
 def _cell(
@@ -223,8 +225,8 @@ def _cell(
     return {
         "text": metric_text(metric, value.mean),
         "interval": range_text(metric, value.interval),
-        "place": {"inside": "in band"}.get(place or "", place or ""),
-        "good": plan is not None and passes({"bands": bands, "metrics": record["metrics"]}, plan, metric),
+        "place": place_text(plan or {}, metric, place),
+        "tone": TONES.get(place or "", ""),
     }
 
 

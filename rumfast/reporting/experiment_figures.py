@@ -14,7 +14,7 @@ from rumfast.reporting.svg import PALETTE, STYLE, to_svg
 COLUMNS = 4
 PANEL = 1.15  # inches high
 ROW = 0.2  # inches per difference
-LOOKS = {"held": "inside", "contradicted": "below"}  # drawn as a mean inside, or outside, a band is
+LOOKS = {"held": "inside", "contradicted": "outside"}  # drawn as a mean inside, or outside, a band is
 
 
 def level_panels(sets: Sequence[Mapping[str, Any]], axis: str, metric: str, title: str) -> str:

@@ -28,6 +28,7 @@ from rumfast.reporting.estimates import (
     finite,
     metric_estimate,
     metric_text,
+    place_text,
     range_text,
     standing,
 )
@@ -74,7 +75,7 @@ def metric_bars(
     """One dot with its 95 % interval per plan for one metric, the oracle null band shaded behind.
 
     rows: the summary's ``plans``; metric: a key of their ``metrics``; band: ``{"low", "high"}`` or None. A
-    blue dot lies in the band, a hollow orange diamond outside, a grey dot has no band; ticks are seeds.
+    blue dot lies in the band, a hollow orange diamond outside; grey dots are not judged; ticks are seeds.
 
     >>> metric_bars([{"name": "none", "metrics": {"tow": {"mean": 0.5}}}], "tow", None, "ToW")[:4]
     '<svg'
@@ -89,7 +90,7 @@ def metric_bars(
             place = standing(row, metric, band)
             _draw_row(ax, y, row, metric, place)
             value = metric_text(metric, metric_estimate(row, metric).mean)
-            said.append(f"{row['name']} {value}" + (f" ({place} the band)" if place else ""))
+            said.append(f"{row['name']} {value}" + (f" ({place_text(row, metric, place)})" if place else ""))
         name_rows(ax, [row["name"] for row in rows])
         metric_axis(ax, metric)
         where = f"oracles against one another: {range_text(metric, limits)}" if limits else "no oracle band"

@@ -19,19 +19,22 @@ from rumfast.errors import UsageError
 from rumfast.reporting import provenance
 from rumfast.reporting.estimates import (
     MISSING,
+    TONES,
     band_range,
     cost_text,
+    count_text,
     estimate,
     finite,
     metric_estimate,
     metric_text,
+    place_text,
     range_text,
     seconds_text,
     standing,
 )
 from rumfast.reporting.figures import cost_scatter, memorization_histogram, metric_bars
 from rumfast.reporting.templates import fill_template
-from rumfast.reporting.verdict import cautions, metric_label, passes, verdict
+from rumfast.reporting.verdict import cautions, metric_label, verdict
 from rumfast.store import write_bytes
 
 GALLERIES = {
@@ -67,6 +70,7 @@ def render(result: Mapping[str, Any], images: Mapping[str, Any]) -> str:
         verdict=verdict(result),
         cautions=cautions(result),
         table=_table(result),
+        earlier=_earlier(result),
         definitions=_definitions(result),
         figures=_figures(result, images),
         galleries=_galleries(images),
@@ -88,14 +92,9 @@ def _table(result: Mapping[str, Any]) -> dict[str, Any]:
         {
             "name": label,
             "steps": note,
-            "cells": [_cell(metric, values.get(metric)) for metric in metrics]
-            + [_plain("", ""), _plain(seconds_text(estimate(values.get("wall_s")).mean), "")],
+            "cells": [*cells, _plain("", ""), _plain(seconds_text(estimate(values.get("wall_s")).mean), "")],
         }
-        for label, note, values in (
-            ("Original", "trained on everything", reference.get("original")),
-            ("Oracle", "retrained without the forget set", reference.get("oracle")),
-        )
-        if values
+        for label, note, values, cells in _anchors(result, metrics, reference)
     ]
     spans = [band_range(bands.get(metric)) for metric in metrics]
     return {
@@ -106,14 +105,26 @@ def _table(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _anchors(
+    result: Mapping[str, Any], metrics: list[str], reference: Mapping[str, Any]
+) -> list[tuple[str, str, Mapping[str, Any], list[dict[str, Any]]]]:
+    """The models that a plan starts from, judged as plans are, and the oracles."""
+    bands, found = result.get("bands") or {}, []
+    if original := reference.get("original"):
+        start = {"metrics": original}
+        cells = [_judged_cell(start, metric, bands.get(metric)) for metric in metrics]
+        found.append((*provenance.starting_point(result), original, cells))
+    if oracle := reference.get("oracle"):
+        cells = [_cell(metric, oracle.get(metric)) for metric in metrics]
+        found.append(("Oracle", "retrained without the forget set", oracle, cells))
+    return found
+
+
 def _row(result: Mapping[str, Any], plan: Mapping[str, Any], metrics: list[str]) -> dict[str, Any]:
     """One plan: each metric with its place against the band, then cost and wall time."""
     cells = []
     for metric in metrics:
-        place = standing(plan, metric, (result.get("bands") or {}).get(metric))
-        cell = _cell(metric, (plan.get("metrics") or {}).get(metric))
-        good = passes(result, plan, metric)
-        cells.append(cell | {"place": {"inside": "in band"}.get(place or "", place or ""), "good": good})
+        cells.append(_judged_cell(plan, metric, (result.get("bands") or {}).get(metric)))
     cost, wall = estimate(plan.get("cost")), estimate(plan.get("wall_s"))
     steps = plan.get("steps") or ""
     cells.append(_plain(cost_text(cost.mean), _span(cost_text, cost.interval)))
@@ -125,13 +136,43 @@ def _row(result: Mapping[str, Any], plan: Mapping[str, Any], metrics: list[str])
     }
 
 
+def _judged_cell(plan: Mapping[str, Any], metric: str, band: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A metric of a plan with its verdict."""
+    place = standing(plan, metric, band)
+    cell = _cell(metric, (plan.get("metrics") or {}).get(metric))
+    return cell | {"place": place_text(plan, metric, place), "tone": TONES.get(place or "", "")}
+
+
+def _earlier(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One table for each earlier request: what its examples look like to plans, start and oracles."""
+    tables = []
+    for one in result.get("earlier_requests") or ():
+        metrics, bands = list(one["bands"]), one["bands"]
+        rows = {"starting point": one["start"], **one["plans"]}
+        tables.append(
+            {
+                "title": f"{one['request'] or 'not recorded'}, {count_text(one['size'])} examples",
+                "columns": [metric_label(result, metric) for metric in metrics],
+                "band": [range_text(metric, band_range(bands[metric])) or MISSING for metric in metrics],
+                "rows": [
+                    {
+                        "name": name,
+                        "cells": [_judged_cell(judged, metric, bands[metric]) for metric in metrics],
+                    }
+                    for name, judged in rows.items()
+                ],
+            }
+        )
+    return tables
+
+
 def _cell(metric: str, value: Any) -> dict[str, Any]:
     known = estimate(value)
     return _plain(metric_text(metric, known.mean), range_text(metric, known.interval))
 
 
 def _plain(text: str, interval: str) -> dict[str, Any]:
-    return {"text": text, "interval": interval, "place": "", "good": False}
+    return {"text": text, "interval": interval, "place": "", "tone": ""}
 
 
 def _span(write: Callable[[float], str], interval: tuple[float, float] | None) -> str:

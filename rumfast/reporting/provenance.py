@@ -21,6 +21,19 @@ def subtitle(result: Mapping[str, Any]) -> str:
     return f"Forget {size} of {train} training examples{source}{request}"
 
 
+def starting_point(result: Mapping[str, Any]) -> tuple[str, str]:
+    """What plans start from, and how it came about: the original, or the result of earlier requests.
+
+    >>> starting_point({"forget": {"earlier": [{"request": "class:3", "size": 143, "plan": "finetune"}]}})
+    ('Starting point', 'unlearned before: class:3 (143) by finetune')
+    """
+    earlier = (result.get("forget") or {}).get("earlier") or []
+    if not earlier:
+        return "Original", "trained on everything"
+    told = [f"{_request(one)} by {one['plan'] or 'a plan not recorded'}" for one in earlier]
+    return "Starting point", f"unlearned before: {'; '.join(told)}"
+
+
 def facts(result: Mapping[str, Any]) -> list[tuple[str, Rows]]:
     """Sections of rows, in the order of the flow; unknown rows and empty sections are left out."""
     sections = [

@@ -1,11 +1,10 @@
 """What the numbers say, in plain words: one verdict for the whole request, and the cautions a reader needs.
 
-A plan *passes* a metric when its mean lies in the oracle null band: the metric cannot tell it from models
-that never saw the forget set. A value beyond the band's good end passes too: nothing is wrong with being
-nearer to the oracle than another oracle is.
+Whether a plan *matches*, *differs* or *cannot be told* is decided by the evaluation, metric by metric; see
+``rumfast.evaluation.verdicts``. Here it becomes sentences, the same for report, terminal and JSON.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from rumfast.reporting.estimates import (
@@ -20,138 +19,199 @@ from rumfast.reporting.estimates import (
     standing,
 )
 
+Result = Mapping[str, Any]
 HEADLINE = ("tow", "tow_mia")  # the paper's two summary metrics; everything else explains them
+FORGETTING = ("accuracy_forget", "mia", "tow", "tow_mia", "accuracy_test_forgotten")  # look at the forget set
+ORDER = ("differs", "cannot tell", "matches")
 FEW_ORACLES = 5  # below this the band is a range of so few numbers that its ends are mostly luck
 
 
 class Verdict(NamedTuple):
     """`state` picks the mark on the page; `headline` is the one line to quote; `detail` is the evidence."""
 
-    state: Literal["met", "partly", "unmet", "unjudged"]
+    state: Literal["matches", "differs", "cannot tell"]
     headline: str
     detail: str
 
 
-def verdict(result: Mapping[str, Any]) -> Verdict:
-    """Judge the best plan that is not itself a retraining against the oracle null bands.
+def verdict(result: Result) -> Verdict:
+    """Judge the best plan that is not itself a retraining.
 
-    Best: passes the most headline metrics, then the highest ToW, then the lowest cost.
+    Best: one that matches before one that cannot be told before one that differs, then the fewest metrics
+    outside, the highest ToW, the lowest cost.
 
     >>> verdict({"plans": [], "metrics": {}, "bands": {}}).state
-    'unjudged'
+    'cannot tell'
     """
-    size = count_text((result.get("forget") or {}).get("size"))
     plans = [plan for plan in result["plans"] if not is_steps(plan, "retrain")]
-    judged = judgeable(result)
     if not plans:
-        return Verdict("unjudged", "No verdict: no unlearning plan was evaluated.", "")
-    best = max(plans, key=lambda plan: _rank(result, plan, judged))
-    name, detail = f"“{best['name']}”", _evidence(result, best)
-    if not judged:
+        return Verdict("cannot tell", "No verdict: no unlearning plan was evaluated.", "")
+    if not result.get("bands"):
         line = "No verdict: there is no range of retrained models to read the numbers against."
-        ask = f"At least two oracles are needed. The plan with the highest ToW is {name}."
-        return Verdict("unjudged", line, f"{ask} {detail}")
-    passed = [metric for metric in judged if passes(result, best, metric)]
-    failed = [metric for metric in judged if metric not in passed]
-    if not passed:
-        line = f"No plan compared here matches retraining without the {size} examples."
-        return Verdict("unmet", line, f"The closest is {name}. {detail}")
-    without = f"one retrained without the {size} examples"
-    line = f"After {name}, the model matches {without} on {_labels(result, passed)}"
-    if failed:
-        return Verdict("partly", f"{line}, but not on {_labels(result, failed)}.", detail)
-    return Verdict("met", f"{line}.", detail)
+        return Verdict("cannot tell", line, "At least two oracles are needed.")
+    best = max(plans, key=lambda plan: _rank(result, plan))
+    without = f"one retrained without the {_size(result)}"
+    if best["verdict"] == "matches":
+        line = f"After “{best['name']}”, the model matches {without} on {_labels(result, best, 'inside')}."
+        return Verdict("matches", line, _evidence(result, best))
+    if best["verdict"] == "differs":
+        return Verdict("differs", _difference(result, best), _evidence(result, best))
+    if not powerful(result):
+        return Verdict("cannot tell", *_powerless(result))
+    line = f"Cannot tell whether the model after “{best['name']}” matches {without}: {_doubt(result, best)}."
+    return Verdict("cannot tell", line, _evidence(result, best))
 
 
-def cautions(result: Mapping[str, Any]) -> list[str]:
+def powerful(result: Result) -> list[str]:
+    """The metrics of forgetting that tell the original from retrained models."""
+    return [metric for metric in FORGETTING if (result["power"].get(metric) or {}).get("power")]
+
+
+def _size(result: Result) -> str:
+    size = (result.get("forget") or {}).get("size")
+    return "example" if size == 1 else f"{count_text(size)} examples"
+
+
+def _difference(result: Result, plan: Mapping[str, Any]) -> str:
+    """How the best plan differs where none matches."""
+    line = f"No plan compared here matches retraining without the {_size(result)}."
+    said = f"The closest, “{plan['name']}”,"
+    if over := [metric for metric in _placed(result, plan, "outside") if is_over_forgotten(plan, metric)]:
+        return f"{line} {said} over-forgets: {_against_band(result, plan, over[0])}."
+    earlier = [reason for reason in plan["reasons"] if reason.startswith("an earlier request")]
+    outside = [f"differs by {labels}"] if (labels := _labels(result, plan, "outside")) else earlier
+    return f"{line} {said} {outside[0]}."
+
+
+def _powerless(result: Result) -> tuple[str, str]:
+    """Headline and detail where even the original scores as retrained models do."""
+    size = _size(result)
+    line = (
+        f"Cannot tell whether any plan forgot the {size}: the original, which was trained on "
+        f"{'it' if size == 'example' else 'them'}, already scores like a model that was not, by every metric."
+    )
+    shown = [metric for metric in ("accuracy_forget", "mia") if band_range(result["bands"].get(metric))]
+    spans = " and ".join(
+        f"{range_text(metric, band_range(result['bands'][metric]))} in {metric_label(result, metric)}"
+        for metric in shown
+    )
+    needed = [
+        row["needed"] for metric in FORGETTING if (row := result["power"].get(metric)) and row["needed"]
+    ]
+    more = (
+        f"About {min(needed)} seeds and {min(needed)} oracles would tell the original apart "
+        "(evaluate.seeds and evaluate.oracles in the recipe); "
+        if needed
+        else "More seeds and oracles would not tell the original apart; "
+    )
+    return line, f"Retrained models range over {spans}. {more}`rumfast audit` looks with sharper metrics."
+
+
+def _doubt(result: Result, plan: Mapping[str, Any]) -> str:
+    """Why a plan cannot be told, where some metric could tell the original."""
+    if unclear := _placed(result, plan, "cannot tell"):
+        reach = "more seeds or oracles would settle it"
+        return f"{_against_band(result, plan, unclear[0])}, and the interval reaches into that range; {reach}"
+    like = _labels(result, plan, "inside") or "no metric with power"
+    return (
+        f"it scores like one on {like}, but no membership attack made here tells even the original from "
+        "retrained models"
+    )
+
+
+def _against_band(result: Result, plan: Mapping[str, Any], metric: str) -> str:
+    value = metric_estimate(plan, metric)
+    interval = f" ({range_text(metric, value.interval)})" if value.interval else ""
+    return (
+        f"{metric_label(result, metric)} is {metric_text(metric, value.mean)}{interval} where retrained "
+        f"models score {range_text(metric, band_range(result['bands'][metric]))}"
+    )
+
+
+def cautions(result: Result) -> list[str]:
     """What would make a careful reader doubt or qualify the verdict; empty when nothing does."""
-    notes, judged = _audit_checks(result), judgeable(result)
+    notes = [*_broken(result), *_over_forgetting(result), *result.get("notices", ())]
     if result.get("seeds") == 1:
-        notes.append("One seed per plan: no intervals, and small differences between plans may be chance.")
+        notes.append(
+            "One seed per plan: its spread is not known and taken to be that of the oracles; small "
+            "differences between plans may be chance."
+        )
     oracles = finite(result.get("oracles"))
-    if judged and oracles is not None and oracles < FEW_ORACLES:
+    if oracles is not None and oracles < FEW_ORACLES:
         notes.append(f"The null bands rest on {oracles:.0f} oracles; more would make their ends firmer.")
     if diverged := finite((result.get("sweep") or {}).get("diverged")):
         notes.append(f"{diverged:.0f} members of the sweep diverged and are left out of the scores.")
     return notes
 
 
-def _audit_checks(result: Mapping[str, Any]) -> list[str]:
-    """Whether the audit can be believed: a genuine retraining must pass, the untouched original must not."""
-    notes, judged, bands = [], judgeable(result), result.get("bands") or {}
+def _broken(result: Result) -> list[str]:
+    """A genuine retraining must not differ."""
+    return [
+        f"“{plan['name']}” is a genuine retraining and lies outside by {_labels(result, plan, 'outside')}: "
+        "the evaluation itself is not to be trusted here."
+        for plan in result["plans"]
+        if is_steps(plan, "retrain") and _placed(result, plan, "outside")
+    ]
+
+
+def _over_forgetting(result: Result) -> list[str]:
+    notes = []
     for plan in result["plans"]:
-        known = [metric for metric in judged if standing(plan, metric, bands.get(metric))]
-        failed = [metric for metric in known if not passes(result, plan, metric)]
-        if is_steps(plan, "retrain") and failed:
+        if over := [metric for metric in result["metrics"] if is_over_forgotten(plan, metric)]:
+            labels = " and ".join(metric_label(result, metric) for metric in over)
             notes.append(
-                f"“{plan['name']}” is a genuine retraining and fails {_labels(result, failed)}: "
-                "the audit itself is not to be trusted here."
-            )
-        if is_steps(plan, "none") and known and not failed:
-            notes.append(
-                f"“{plan['name']}” leaves the original model as it is and passes all the same: on this "
-                "forget set these metrics cannot tell unlearning from doing nothing."
+                f"“{plan['name']}” over-forgets by {labels}: it forgot more than retraining would, which "
+                "gives away what was deleted as surely as forgetting too little."
             )
     return notes
 
 
-def judgeable(result: Mapping[str, Any]) -> list[str]:
-    """The headline metrics that have a null band."""
-    bands = result.get("bands") or {}
-    return [metric for metric in HEADLINE if band_range(bands.get(metric)) is not None]
-
-
-def passes(result: Mapping[str, Any], plan: Mapping[str, Any], metric: str) -> bool:
-    """In the band, or beyond its good end when the metric has one."""
-    place = standing(plan, metric, (result.get("bands") or {}).get(metric))
-    better = ((result.get("metrics") or {}).get(metric) or {}).get("better")
-    return place == "inside" or (place, better) in {("above", "higher"), ("below", "lower")}
+def is_over_forgotten(plan: Mapping[str, Any], metric: str) -> bool:
+    """True if the plan lies outside by this metric on the side where more is forgotten."""
+    entry = (plan.get("metrics") or {}).get(metric)
+    return isinstance(entry, Mapping) and bool(entry.get("over_forgotten"))
 
 
 def is_steps(plan: Mapping[str, Any], algorithm: str) -> bool:
-    """Whether every step of a plan, written ``group: algorithm(…) > …``, is the one algorithm."""
+    """True if every step of a plan, written ``group: algorithm(…) > …``, is the one algorithm."""
     steps = str(plan.get("steps") or "").split(">")
     return all(step.split(":")[-1].split("(")[0].strip() == algorithm for step in steps)
 
 
-def metric_label(result: Mapping[str, Any], metric: str) -> str:
+def metric_label(result: Result, metric: str) -> str:
     """The metric's display name, or its key."""
     return str(((result.get("metrics") or {}).get(metric) or {}).get("label") or metric)
 
 
-def _labels(result: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    return " and ".join(metric_label(result, metric) for metric in metrics)
+def _placed(result: Result, plan: Mapping[str, Any], place: str) -> list[str]:
+    """The metrics of a plan that have this verdict."""
+    bands = result["bands"]
+    return [metric for metric in bands if standing(plan, metric, bands[metric]) == place]
 
 
-def _rank(
-    result: Mapping[str, Any], plan: Mapping[str, Any], judged: Sequence[str]
-) -> tuple[int, float, float]:
+def _labels(result: Result, plan: Mapping[str, Any], place: str) -> str:
+    *most, last = [metric_label(result, metric) for metric in _placed(result, plan, place)] or [""]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _rank(result: Result, plan: Mapping[str, Any]) -> tuple[int, int, float, float]:
     tow, cost = metric_estimate(plan, "tow").mean, estimate(plan.get("cost")).mean
     worst = float("-inf")
     return (
-        sum(passes(result, plan, metric) for metric in judged),
+        ORDER.index(plan["verdict"]),
+        -len(_placed(result, plan, "outside")),
         worst if tow is None else tow,
         worst if cost is None else -cost,
     )
 
 
-def _evidence(result: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
-    """Value, interval and band of each headline metric, and the cost, as sentences."""
-    sentences = []
-    for metric in HEADLINE:
-        value = metric_estimate(plan, metric)
-        if value.mean is None:
-            continue
-        label, band = metric_label(result, metric), band_range((result.get("bands") or {}).get(metric))
-        text = f"{label} is {metric_text(metric, value.mean)}"
-        if value.interval:
-            text += f" (95% interval {range_text(metric, value.interval)})"
-        if band:
-            text += f"; retrained models score {range_text(metric, band)} against one another"
-        if band and value.interval and value.mean >= band[0] > value.interval[0]:
-            text += " (the interval reaches below that range: more seeds would settle it)"
-        sentences.append(text + ".")
+def _evidence(result: Result, plan: Mapping[str, Any]) -> str:
+    """Value, interval and band of each headline metric, the metrics without power, and the cost."""
+    known = [metric for metric in HEADLINE if metric in result["bands"]]
+    sentences = [f"{_against_band(result, plan, metric)}." for metric in known]
+    if blind := _labels(result, plan, "no power"):
+        sentences.append(f"No power here, since the original scores as retrained models do: {blind}.")
     cost = estimate(plan.get("cost")).mean
     if cost is not None:
-        sentences.append(f"The cost is {cost_text(cost)} of retraining.")
+        sentences.append(f"Unlearning took {cost_text(cost)} of the gradients of one retraining.")
     return " ".join(sentences)

@@ -151,7 +151,7 @@ def class_summary(
         mine_N = label_N == label
         known = {key: score[mine_N & np.isfinite(score)] for key, score in score_N.items()}
         memorization = known.get("memorization", np.empty(0))
-        found = t_interval(memorization.tolist()) if len(memorization) > 1 else None
+        found = t_interval(memorization.tolist(), (-1, 1)) if len(memorization) > 1 else None
         count = int(mine_N.sum())
         flipped = 0 if flipped_N is None else int((flipped_N & mine_N).sum())
         rows.append(

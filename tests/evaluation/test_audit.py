@@ -4,7 +4,8 @@ from populations import population
 
 from rumfast.errors import DataError
 from rumfast.evaluation import METRICS, NullBand
-from rumfast.evaluation.audit import Auditor, Finding, judge, models_needed, without_power
+from rumfast.evaluation.audit import Auditor, models_needed
+from rumfast.evaluation.verdicts import Finding, judge, without_power
 
 BAND = NullBand(0.5, 0.4, 0.6, 8)
 
@@ -106,7 +107,7 @@ def test_measured_metrics_are_audited_where_the_oracles_have_them(oracles):
 )
 def test_verdicts(value, low, high, better, verdict):
     metric = METRICS["tow"]._replace(better=better)
-    assert judge(value, low, high, BAND, metric, 16).verdict == verdict
+    assert judge(value, low, high, BAND, metric).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -128,16 +129,17 @@ def test_with_the_models_needed_it_would_be_outside_and_with_fewer_not(value, lo
         scale = np.sqrt(16 / models)
         half, wide = max(high - value, value - low) * scale, (band.mean - band.low) * scale
         narrower = NullBand(band.mean, band.mean - wide, band.mean + wide, models)
-        return judge(value, value - half, value + half, narrower, metric, models).verdict
+        return judge(value, value - half, value + half, narrower, metric).verdict
 
     found = models_needed(Finding(value, low, high, band, "cannot tell", None), metric, 16)
     assert verdict(found + 1) == "outside" != verdict(found - 1)
 
 
 def test_needed_by_hand():
-    found = judge(0.65, 0.58, 0.72, BAND, METRICS["accuracy_forget"], 16)
+    metric = METRICS["accuracy_forget"]
+    found = judge(0.65, 0.58, 0.72, BAND, metric)
     # Half widths 0.1 of the band and 0.07, the value 0.15 from the band's mean: 16 · (17/15)² = 20.6
-    assert (found.verdict, found.needed) == ("cannot tell", 21)
+    assert (found.verdict, models_needed(found, metric, 16)) == ("cannot tell", 21)
 
 
 def test_inside_says_nothing_where_the_originals_are_inside():
@@ -147,7 +149,8 @@ def test_inside_says_nothing_where_the_originals_are_inside():
     caught = Finding(0.9, 0.85, 0.95, band, "outside", None)
     originals = {"a": near, "b": caught, "c": near, "d": near}
     metrics = dict.fromkeys("abc", METRICS["mia"]) | {"d": METRICS["tow"]}
-    found = without_power({"a": inside, "b": inside, "c": caught, "d": inside}, originals, metrics)
+    needed = {name: models_needed(one, metrics[name], 8) for name, one in originals.items()}
+    found = without_power({"a": inside, "b": inside, "c": caught, "d": inside}, originals, needed)
     assert [found[name].verdict for name in "abcd"] == ["no power", "inside", "outside", "no power"]
     # With 8 models a band of ±1/4 and an interval of ±1/8, the originals 1/8 from its mean: 8 · 3².
     assert found["a"].needed == 72

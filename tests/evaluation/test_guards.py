@@ -3,9 +3,10 @@ import pytest
 from populations import FORGET, RETAIN, TEST_LABEL, TRAIN_LABEL, population
 
 from rumfast.evaluation import METRICS, NullBand
-from rumfast.evaluation.audit import Auditor, Finding
+from rumfast.evaluation.audit import Auditor
 from rumfast.evaluation.guards import LEAST_UTILITY, judge_population, utility
 from rumfast.evaluation.outputs import collect
+from rumfast.evaluation.verdicts import Finding
 
 BAND = NullBand(0.5, 0.4, 0.6, 8)
 
@@ -72,17 +73,17 @@ def test_what_is_said_of_a_population(verdicts, useful, verdict):
     if "outside" in verdicts:
         assert "ToW" in judgement.reasons[0]
     if verdict == "pass":
-        assert judgement.reasons == ("like retraining by all 2 audits that have power here",)
+        assert judgement.reasons == ("like retraining by all 2 metrics that have power here",)
 
 
 def test_likeness_without_an_audit_of_membership_is_no_pass():
     # Originals learned from more data, so that accuracy tells them from oracles: not what was forgotten.
     found = {"mia": finding("no power"), "accuracy_test": finding("inside")}
     verdict, (reason,) = judge_population(found, 1.0, METRICS)
-    assert verdict == "cannot tell" and "no audit of membership" in reason
+    assert verdict == "cannot tell" and "no metric of membership" in reason
     assert judge_population(found | {"klom_forget": finding("inside")}, 1.0, METRICS).verdict == "pass"
 
 
 def test_retrains_are_like_retraining_by_every_audit():
     found = {"mia": finding("inside"), "tow": finding("inside")}
-    assert judge_population(found, 1.0, METRICS) == ("pass", ("like retraining by all 2 audits",))
+    assert judge_population(found, 1.0, METRICS) == ("pass", ("like retraining by all 2 metrics",))

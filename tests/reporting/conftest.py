@@ -5,6 +5,10 @@ import html.parser
 import numpy as np
 import pytest
 
+import rumfast.evaluation
+from rumfast.evaluation import NullBand
+from rumfast.evaluation.verdicts import conclude, judge, without_power
+
 METRICS = {
     "tow": ("ToW", "Tug-of-war: the product over forget, retain and test set of one minus the accuracy gap."),
     "tow_mia": ("ToW-MIA", "As ToW, with the membership attack's gap in place of the forget accuracy's."),
@@ -45,11 +49,43 @@ def interval(mean, half):
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": values}
 
 
+def cut(known):
+    """An interval of a share."""
+    return known | {"low": max(0.0, known["low"]), "high": min(1.0, known["high"])}
+
+
+def judge_all(result):
+    """Give plans and original the verdicts that an evaluation would, from their numbers."""
+    known = {name: rumfast.evaluation.METRICS[name] for name in result["bands"]}
+
+    def findings(metrics):
+        return {
+            name: judge(
+                metrics[name]["mean"], metrics[name]["low"], metrics[name]["high"],
+                NullBand(band["mean"], band["low"], band["high"], 5), known[name],
+            )
+            for name, band in result["bands"].items()
+        }  # fmt: skip
+
+    original = findings(result["reference"]["original"])
+    result["power"] = {
+        name: {"power": one.verdict == "outside", "needed": None if one.verdict == "outside" else 12}
+        for name, one in original.items()
+    }
+    for plan in (*result["plans"], {"metrics": result["reference"]["original"]}):
+        found = without_power(findings(plan["metrics"]), original, dict.fromkeys(original))
+        for name, one in found.items():
+            plan["metrics"][name] |= {"verdict": one.verdict, "over_forgotten": one.over_forgotten}
+        verdict, reasons = conclude(found, known)
+        plan |= {"verdict": verdict, "reasons": list(reasons)}
+    return result
+
+
 def make_plan(name, steps, cost, wall, means):
     metrics = {}
     for key, mean in zip(METRICS, means, strict=True):
         low, high = BANDS[key]
-        metrics[key] = interval(mean, 0.012) | {"inside": low <= mean <= high}
+        metrics[key] = cut(interval(mean, 0.012)) | {"inside": low <= mean <= high}
     return {
         "name": name, "steps": steps, "retain": "remaining", "examples": int(cost * 42000),
         "cost": interval(cost, 0.02), "metrics": metrics, "wall_s": interval(wall, 0.3),
@@ -58,7 +94,7 @@ def make_plan(name, steps, cost, wall, means):
 
 def make_result():
     accuracies = ("accuracy_forget", "accuracy_retain", "accuracy_test", "mia")
-    return {
+    result = {
         "schema": "rumfast/evaluation/1",
         "name": "digits",
         "dataset": {
@@ -86,9 +122,9 @@ def make_result():
                   for key, (low, high) in BANDS.items()},
         "plans": [make_plan(*plan) for plan in PLANS],
         "reference": {
-            "original": {key: interval(mean, 0.004) for key, mean in
-                         zip(accuracies, (1.0, 1.0, 0.948, 0.02), strict=True)},
-            "oracle": {key: interval(mean, 0.01) for key, mean in
+            "original": {key: cut(interval(mean, 0.004)) for key, mean in
+                         zip(METRICS, (0.531, 0.512, 1.0, 1.0, 0.948, 0.02), strict=True)},
+            "oracle": {key: cut(interval(mean, 0.01)) for key, mean in
                        zip(accuracies, (0.541, 0.999, 0.946, 0.45), strict=True)}
                       | {"wall_s": interval(10.1, 0.2)},
         },
@@ -97,6 +133,7 @@ def make_result():
         "command": "rumfast run recipe.toml --out runs/a",
         "config_toml": 'name = "digits"\n\n[train]\nepochs = 30\n',
     }  # fmt: skip
+    return judge_all(result)
 
 
 def make_images():
@@ -130,6 +167,12 @@ def make_images():
 @pytest.fixture
 def result():
     return make_result()
+
+
+@pytest.fixture
+def judge_again():
+    """Gives a changed result the verdicts of its numbers."""
+    return judge_all
 
 
 @pytest.fixture

@@ -1,0 +1,145 @@
+"""Verdicts on a run's plans: null bands, findings and power, from the scores of a few models of each kind."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from rumfast.data import Dataset, Split
+from rumfast.evaluation import (
+    METRICS,
+    Interval,
+    ModelScores,
+    NullBand,
+    compare,
+    null_band,
+    score_model,
+    t_interval,
+)
+from rumfast.evaluation.bands import interval_dict, least_deviation
+from rumfast.evaluation.model_scores import scored_by
+from rumfast.evaluation.outputs import of_kept_classes
+from rumfast.evaluation.verdicts import Finding, conclude, judge_models, models_to_tell, without_power
+from rumfast.sweeps import Population
+
+
+def score_population(
+    population: Population, members: int, data: Dataset, split: Split, mia_examples: int
+) -> list[ModelScores]:
+    """Scores of a population's models, from their stored logits."""
+    found = (population.outputs(index) for index in range(members))
+    return [score_logits(outputs["train"], outputs["test"], data, split, mia_examples) for outputs in found]
+
+
+def score_logits(
+    train_NC: np.ndarray, test_NC: np.ndarray, data: Dataset, split: Split, mia_examples: int = 5000
+) -> ModelScores:
+    return score_model(
+        train_NC,
+        test_NC,
+        data.train.label_N,
+        data.test.label_N,
+        split.forget,
+        split.retain,
+        mia_examples=mia_examples,
+    )
+
+
+def bands_of(oracles: Sequence[ModelScores], sizes: Mapping[str, int]) -> dict[str, NullBand]:
+    """Null band of every metric that applies.
+
+    Args:
+        sizes: of examples that each metric is a share of, see ``set_sizes``.
+    """
+    return {
+        name: null_band(
+            oracles,
+            partial(compare, name),
+            METRICS[name].range,
+            least_deviation(sizes[name]),
+            pairs=METRICS[name].kind == "pair",
+        )
+        for name in scored_by(oracles[0])
+    }
+
+
+def set_sizes(data: Dataset, split: Split) -> dict[str, int]:
+    """Examples that each metric of an evaluation is a share of; ToW is as fine as its smallest set."""
+    kept = int(of_kept_classes(data.test.label_N, data.train.label_N[split.retain]).sum())
+    forget, retain, test = len(split.forget), len(split.retain), len(data.test)
+    return {
+        "tow": min(forget, retain, test),
+        "tow_mia": min(forget, retain, test),
+        "accuracy_forget": forget,
+        "accuracy_retain": retain,
+        "accuracy_test": test,
+        "mia": forget,
+        "accuracy_test_forgotten": max(1, test - kept),
+        "accuracy_test_kept": kept,
+    }
+
+
+def findings_of(
+    models: Sequence[ModelScores], oracles: Sequence[ModelScores], bands: Mapping[str, NullBand]
+) -> dict[str, tuple[Interval, Finding]]:
+    """Every metric of a population: its interval over seeds, and the verdict against the null band."""
+    found = {}
+    for name, band in bands.items():
+        values = [compare(name, model, oracles) for model in models]
+        found[name] = t_interval(values, METRICS[name].range), judge_models(values, band, METRICS[name])
+    return found
+
+
+def judged(
+    found: Mapping[str, tuple[Interval, Finding]],
+    originals: Mapping[str, tuple[Interval, Finding]],
+    remembered: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A plan's metrics and verdict as JSON, where metrics without power over the originals support nothing.
+
+    ``inside``: the mean lies in the null band, or beyond its good end where the metric has one.
+
+    Args:
+        remembered: further reasons why the plan differs: earlier requests that it does not leave forgotten.
+    """
+    untold = {name: finding for name, (_, finding) in originals.items()}
+    own = {name: finding for name, (_, finding) in found.items()}
+    final = without_power(own, untold, {name: None for name in own})
+    verdict, reasons = conclude(final, METRICS)
+    if remembered:
+        verdict, reasons = "differs", (*(reasons if verdict == "differs" else ()), *remembered)
+    metrics = {
+        name: interval_dict(interval)
+        | {
+            "inside": own[name].verdict == "inside",
+            "verdict": final[name].verdict,
+            "over_forgotten": final[name].over_forgotten,
+        }
+        for name, (interval, _) in found.items()
+    }
+    return {"metrics": metrics, "verdict": verdict, "reasons": list(reasons)}
+
+
+def power_of(
+    originals: Mapping[str, tuple[Interval, Finding]], bands: Mapping[str, NullBand]
+) -> dict[str, dict[str, Any]]:
+    """Whether each metric tells the originals from retrained models, and how many of each it would take."""
+    return {
+        name: {
+            "power": finding.verdict == "outside",
+            "needed": None
+            if finding.verdict == "outside"
+            else models_to_tell(interval.values, bands[name], METRICS[name]),
+        }
+        for name, (interval, finding) in originals.items()
+    }
+
+
+def accuracies_of(models: Sequence[ModelScores]) -> dict[str, dict[str, Any]]:
+    """Scores of reference models with intervals over seeds."""
+    return {
+        key: interval_dict(t_interval([getattr(model, key) for model in models], (0, 1)))
+        for key in scored_by(models[0])
+        if key in ModelScores._fields
+    }
