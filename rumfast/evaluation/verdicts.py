@@ -11,7 +11,7 @@ from rumfast.evaluation.bands import NullBand, prediction_half, t_interval, with
 from rumfast.evaluation.metrics import Metric
 
 Verdict = Literal["inside", "outside", "cannot tell", "no power"]
-SINGLE = 2.0  # half widths of the band: 1 would call 7 % of genuine retrains different, 2 calls 2 % (simulated)
+SINGLE = 2.0  # half widths of the band: 1 would call 7 % of retrains different, 2 calls 2 % (simulated)
 MOST_MODELS = 200  # of each kind that a run is advised to train; beyond, an audit tells more by fewer
 
 

@@ -65,11 +65,11 @@ def retrains(rng, count):
     return [ModelScores(*np.clip(row, 0, 1)) for row in drawn]
 
 
-def coverage(metric, oracles, trials):
+def coverage(metric, oracles, trials, pairs=False):
     rng, inside = np.random.default_rng(7), 0
     for _ in range(trials):
         *known, one_more = retrains(rng, oracles + 1)
-        band = null_band(known, lambda model, others: compare(metric, model, others))
+        band = null_band(known, lambda model, others: compare(metric, model, others), pairs=pairs)
         inside += band.contains(compare(metric, one_more, known))
     return inside / trials
 
@@ -81,12 +81,12 @@ def test_a_further_retrain_falls_inside_in_19_of_20_cases(metric, oracles):
     assert coverage(metric, oracles, 800) == pytest.approx(0.95, abs=0.03)
 
 
-@pytest.mark.parametrize("oracles, least", [(2, 1.0), (3, 0.84), (5, 0.86), (10, 0.9)])
+@pytest.mark.parametrize("oracles", [3, 5, 10])
 @pytest.mark.parametrize("metric", ["tow", "tow_mia"])
-def test_metrics_of_pairs_come_near_that(metric, oracles, least):
-    # Leave-one-out values share oracles, so the band is somewhat narrow; two oracles make one pair and no
-    # spread.
-    assert coverage(metric, oracles, 300) >= least
+def test_metrics_of_pairs_come_near_that(metric, oracles):
+    # Leave-one-out values share oracles, which narrows their spread; gaps are skewed, which costs a little.
+    assert coverage(metric, oracles, 300, pairs=True) >= 0.91
+    assert coverage(metric, 2, 3, pairs=True) == 1.0  # two oracles make one pair and show no spread
 
 
 def test_bands_tell_a_retrain_from_the_original():

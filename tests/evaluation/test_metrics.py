@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from rumfast.evaluation import METRICS, SCORED, ModelScores, compare, score_model
+from rumfast.evaluation.model_scores import scored_by
 
 ORACLE = ModelScores(0.6, 0.99, 0.93, 0.45)
 

@@ -63,10 +63,10 @@ def concluded(models, oracles, originals):
 @pytest.mark.parametrize("seeds, oracles", [(1, 5), (3, 5), (5, 5), (3, 10)])
 def test_retrains_are_rarely_said_to_differ(seeds, oracles):
     rng, said = np.random.default_rng(seeds), []
-    for _ in range(200):
+    for _ in range(100):
         originals = scores(rng, seeds, forget=1.0, mia=0.05)
         said.append(concluded(scores(rng, seeds), scores(rng, oracles), originals))
-    assert said.count("differs") / 200 <= 0.05 and said.count("matches") / 200 >= 0.5
+    assert said.count("differs") <= 5 and said.count("matches") >= 50
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -32,7 +32,7 @@ def band_box(svg):
 
 
 @pytest.mark.parametrize("metric", ["tow", "tow_mia", "accuracy_forget", "accuracy_retain", "mia"])
-def test_dots_lie_in_the_band_exactly_when_their_means_do(result, metric):
+def test_dots_lie_where_their_means_do_in_the_colour_of_their_verdicts(result, metric):
     plans, band = result["plans"], result["bands"][metric]
     svg = metric_bars(plans, metric, band, metric)
     left, right, top, bottom = band_box(svg)
@@ -43,8 +43,8 @@ def test_dots_lie_in_the_band_exactly_when_their_means_do(result, metric):
         expected = left + (right - left) * (mean - band["low"]) / (band["high"] - band["low"])
         assert x == pytest.approx(expected, abs=0.01)
         assert top < y < bottom
-        colour = "--fig-in," if band["low"] <= mean <= band["high"] else "--fig-out,"
-        assert colour in ET.tostring(part(svg, f"plan-{index}"), encoding="unicode")
+        colour = {"inside": "--fig-in,", "outside": "--fig-out,"}
+        assert colour.get(plan["metrics"][metric]["verdict"], "--fig-muted,") in ET.tostring(part(svg, f"plan-{index}"), encoding="unicode")
         heights.append(y)
     assert heights == sorted(heights)  # the order of the table
 
@@ -52,7 +52,7 @@ def test_dots_lie_in_the_band_exactly_when_their_means_do(result, metric):
 def test_summary_flag_wins_over_our_own_comparison():
     plan = {"name": "a", "metrics": {"tow": {"mean": 0.5, "inside": True}}}
     svg = metric_bars([plan], "tow", {"low": 0.9, "high": 1.0}, "ToW")
-    assert "a 0.500 (inside the band)" in svg
+    assert "a 0.500 (in band)" in svg
 
 
 def test_a_plan_without_a_value_keeps_its_row():
