@@ -25,6 +25,8 @@ from rumfast.kernels.moments import moments
 from rumfast.kernels.neighbours import nearest
 from rumfast.kernels.pairwise import mean_distance
 from rumfast.models import Classifier
+from rumfast.pipeline.request import notices_of
+from rumfast.refinement import filled
 from rumfast.runtime import environment
 from rumfast.scores import mmd2, neighbour_overlap
 from rumfast.scores.entanglement import entanglement_of
@@ -169,7 +171,8 @@ def geometry_of(run: "Context") -> dict[str, dict[str, float]]:
     """How the forget set, and each group, lies among the retain set in original 0's embedding space."""
     retain_RD, forget_FD = run.embedded(run.split.retain), run.embedded(run.split.forget)
     retain = moments(retain_RD)
-    sets = {"forget": forget_FD, **{f"group/{group.name}": run.embedded(group.ids) for group in run.groups()}}
+    groups = filled(run.groups())
+    sets = {"forget": forget_FD, **{f"group/{group.name}": run.embedded(group.ids) for group in groups}}
     geometry = {
         name: {
             "entanglement": entanglement_of(retain, moments(points)),
@@ -197,7 +200,7 @@ def neighbours_of(run: "Context") -> dict[str, np.ndarray]:
 
 def describe(run: "Context") -> dict[str, Any]:
     """What was forgotten from what, and how."""
-    data, recipe, groups = run.data, run.recipe, run.groups()
+    data, recipe, groups = run.data, run.recipe, filled(run.groups())
     scores = run.memorization
     geometry = read_json(run.dir.geometry)
     sweep = None if scores is None else read_json(run.dir.sweep_summary)
@@ -234,6 +237,7 @@ def describe(run: "Context") -> dict[str, Any]:
                 }
                 for group in groups
             ],
+            "notices": notices_of(recipe, len(run.split.forget)),
         },
         "config_toml": run.recipe_text(),
     }

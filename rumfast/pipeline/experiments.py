@@ -24,6 +24,7 @@ from rumfast.pipeline.experiment_plans import (
 )
 from rumfast.pipeline.experiment_runs import HEADLINE, NONE, Experiment, ExperimentConfig, Measured
 from rumfast.pipeline.findings import Comparison, weigh
+from rumfast.refinement import filled
 from rumfast.sweeps import Engine, LocalEngine
 
 AXES = ("memorization", "entanglement")
@@ -201,7 +202,7 @@ def rum(
     with LocalEngine(workers, device) if engine is None else engine as entered:
         lab = Experiment("rum", recipe, out, config or ExperimentConfig(), entered, device)
         forget, folder = _sized(lab.recipe.forget, lab.config.size), lab.out / "rum"
-        names = [group.name for group in lab.rehearse(forget)]
+        names = [group.name for group in filled(lab.rehearse(forget))]
         if names != list(LEVELS):
             raise UsageError(
                 f"forget: refined into {', '.join(names)}; the paper's plan needs {', '.join(LEVELS)}: "
