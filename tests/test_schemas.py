@@ -23,6 +23,7 @@ OPTIONAL = {
     "mmd2",
     "earlier",
     "windows",
+    "notices",
     "source",
     "kind",
     "membership",

@@ -206,7 +206,7 @@ def rum(
         if names != list(LEVELS):
             raise UsageError(
                 f"forget: refined into {', '.join(names)}; the paper's plan needs {', '.join(LEVELS)}: "
-                "set groups to 3 and refine by a score"
+                "set groups to 3, refine by a score and forget at least 3 examples"
             )
         lab.prepare([forget])
         families = rum_families(lab.trained)
