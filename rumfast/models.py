@@ -11,15 +11,27 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import batch_norm, conv2d
 
 from rumfast.errors import UsageError
 from rumfast.runtime import generator
 
 
-def _conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that takes a channel of a single value, one image of one pixel, by its running statistics.
+
+    Its own variance does not exist there, and torch refuses it in train mode.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.shape[0] * x.shape[2] * x.shape[3] > 1:
+            return super().forward(x)
+        return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def _conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> tuple[nn.Conv2d, BatchNorm]:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return conv, nn.BatchNorm2d(outputs)
+    return conv, BatchNorm(outputs)
 
 
 class Projection(nn.Conv2d):
@@ -39,7 +51,7 @@ class Projection(nn.Conv2d):
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(Projection(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(Projection(inputs, outputs, 1, stride, bias=False), BatchNorm(outputs))
 
 
 class BasicBlock(nn.Module):

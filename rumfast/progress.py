@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, one line every 30 s elsewhere."""
+"""Progress of long work on stderr: a bar on a terminal, one line every 30 s elsewhere; and notices."""
 
 import sys
 import time
@@ -22,6 +22,11 @@ def track(description: str, total: int, done: int = 0) -> Iterator[Callable[[], 
             yield lambda: bar.advance(task)
     else:
         yield _lines(description, total, done)
+
+
+def notice(text: str) -> None:
+    """Print what whoever waits should know, as one line on stderr."""
+    print(f"rumfast: {text}", file=sys.stderr, flush=True)
 
 
 def _bar() -> Progress:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import chain, islice
 
 import torch
@@ -79,8 +80,18 @@ class Learner:
         self.examples = 0
 
     def logits(self, image: Tensor, model: Classifier | None = None) -> Tensor:
-        """Logits [B, C] of the model, or of another, in float32, computed in the recipe's precision."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        """Logits [B, C] of the model, or of another, in float32, computed in the recipe's precision.
+
+        A batch of one image, such as a forget set of one, leaves the running statistics of batch norm as they
+        are: a few steps would turn them into those of this image. In a recipe that takes most images one by
+        one they count.
+        """
+        chosen = self.model if model is None else model
+        alone = len(image) == 1 and self.config.batch_size >= 2 * self.config.micro_batches
+        with (
+            running_statistics_kept(chosen) if alone else nullcontext(),
+            torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
+        ):
             return (self._forward if model is None else model)(image).float()
 
     def optimizer(
@@ -244,6 +255,23 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
         progress = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
         return round(0.5 * config.lr * (1 + math.cos(math.pi * min(progress, 1.0))), 12)
     return config.lr
+
+
+@contextmanager
+def running_statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Batch norms in train mode normalise by the batch and do not update their running statistics.
+
+    To normalise by the running statistics instead would let gradient ascent diverge: nothing then bounds the
+    features of the image whose loss rises (digits, ``neggrad_plus`` at its defaults).
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def _all_finite(model: nn.Module) -> bool:

@@ -218,7 +218,7 @@ MIXED = {"request": "memorization:mixed:24"}
         (rum, MIXED | {"groups": 2}, None, UsageError, "refined into low, high"),
         (rum, MIXED | {"refine": "none"}, None, UsageError, "refined into all"),
         (rum, MIXED | {"refine": "class"}, None, UsageError, "groups by class have no surrogates"),
-        (rum, MIXED, 2, DataError, "got 2 examples for 3 groups"),
+        (rum, MIXED, 2, UsageError, "refined into mid, high; .* forget at least 3 examples"),
         (rum, MIXED, 101, DataError, "101 examples to forget and 99 others"),
         (difficulty, MIXED, 101, DataError, "101 examples to forget and 99 others"),
         (difficulty, MIXED, 201, UsageError, "found 201, expected 1..200"),

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from rumfast.errors import UsageError
-from rumfast.models import ARCHITECTURES, Projection, build_model, initialize_
+from rumfast.models import ARCHITECTURES, BatchNorm, Projection, build_model, initialize_
 
 
 def images(n=2, size=32, seed=0):
@@ -20,6 +20,30 @@ def disturb(model, seed=1):
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
                 tensor.copy_(torch.rand(tensor.shape, generator=draw) + 0.5)
+
+
+def norms(channels=3):
+    """Ours and torch's, with the same parameters and statistics, in train mode."""
+    pair = BatchNorm(channels), nn.BatchNorm2d(channels)
+    for norm in pair:
+        disturb(norm)
+    return pair
+
+
+def test_a_single_value_takes_the_running_statistics_and_leaves_them():
+    ours, theirs = norms()
+    x = torch.randn(1, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    assert torch.equal(ours(x), theirs.eval()(x))
+    assert all(torch.equal(before[name], tensor) for name, tensor in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 3, 1, 2), (5, 3, 4, 4)])
+def test_more_values_are_normalised_as_torch_does(shape):
+    (ours, theirs), x = norms(), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ours(x), theirs(x))
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("arch, parameters", [("resnet18", 11_173_962), ("resnet50", 23_520_842)])

@@ -194,6 +194,36 @@ def test_a_plan_names_each_group_once(text):
         bound(text)
 
 
+FEW = (Group("low", LOW.ids[:0]), Group("mid", np.array([4])), Group("high", np.array([0])))
+
+
+@pytest.mark.parametrize(
+    "text, steps",
+    [
+        ("low: none > mid: finetune > high: salun", {"mid: finetune": [4], "high: salun": [0]}),
+        ("high: salun > mid: finetune", {"high: salun": [0], "mid: finetune": [4]}),
+        ("each: finetune", {"mid: finetune": [4], "high: finetune": [0]}),
+        ("reversed: finetune", {"high: finetune": [0], "mid: finetune": [4]}),
+        ("finetune", {"all: finetune": [0, 4]}),
+    ],
+)
+def test_steps_of_empty_groups_are_left_out(text, steps):
+    assert {str(step): group.ids.tolist() for step, group in bound(text, FEW)} == steps
+
+
+@pytest.mark.parametrize("text", ["low: none > mid: none", "lo: none > mid: none > high: none"])
+def test_a_plan_for_empty_groups_names_no_others_and_each_that_holds_examples(text):
+    with pytest.raises(UsageError, match="the groups are low, mid, high; the plan must name each of them"):
+        bound(text, FEW)
+
+
+def test_empty_groups_take_no_share_of_the_budget():
+    retain = np.arange(100, 1000)
+    steps = bound("low: finetune(epochs=7) > mid: finetune(epochs=1) > high: finetune(epochs=3)", FEW)
+    spread = spread_budget(steps, retain, "final", 3600, RECIPE)
+    assert [(step.group, step.config.epochs) for step, _ in spread] == [("mid", 1), ("high", 3)]
+
+
 def test_what_counts_as_retained():
     steps = bound("low: none > mid: none > high: none")
     final = [kept_ids(steps, index, RETAIN, "final").tolist() for index in range(3)]

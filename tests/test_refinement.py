@@ -3,7 +3,7 @@ import pytest
 
 from rumfast import refine
 from rumfast.errors import DataError
-from rumfast.refinement import refine_at_random, refine_by_class
+from rumfast.refinement import filled, refine_at_random, refine_by_class, shortage
 
 
 def ids_of(groups):
@@ -159,13 +159,45 @@ def test_twenty_classes_are_groups_by_number():
     assert all(group.ids.tolist() == [index, index + 20] for index, group in enumerate(groups))
 
 
-@pytest.mark.parametrize("size, groups", [(2, 3), (0, 1), (5, 0), (5, -1)])
-def test_more_groups_than_examples(size, groups):
+@pytest.mark.parametrize(
+    "size, groups, low_to_high",
+    [
+        (1, 3, {"low": [], "mid": [], "high": [6]}),
+        (2, 3, {"low": [], "mid": [7], "high": [6]}),
+        (3, 3, {"low": [8], "mid": [7], "high": [6]}),
+        (1, 2, {"low": [], "high": [6]}),
+        (2, 4, {"g1": [], "g2": [], "g3": [7], "g4": [6]}),
+        (1, 1, {"all": [6]}),
+    ],
+)
+def test_of_few_examples_each_is_a_group_and_the_first_groups_are_empty(size, groups, low_to_high):
+    forget, score_N = np.array([6, 7, 8][:size]), np.arange(9.0)[::-1]
+    made = refine(forget, score_N, groups)
+    assert {group.name: group.ids.tolist() for group in made} == low_to_high
+    at_random = refine_at_random(forget, groups, seed=0)
+    assert [(group.name, len(group.ids)) for group in at_random] == [(g.name, len(g.ids)) for g in made]
+    assert all(group.ids.dtype == np.int64 for group in (*made, *at_random))
+    empty = sum(not ids for ids in low_to_high.values())
+    assert filled(made) == made[empty:] and (shortage(size, groups) is None) == (not empty)
+
+
+def test_the_notice_names_the_empty_groups():
+    assert shortage(3, 5) == (
+        "3 examples make 3 groups of the 5 asked for: g1 and g2 are empty, and plans skip the steps for them"
+    )
+    assert shortage(2, 3) == (
+        "2 examples make 2 groups of the 3 asked for: low is empty, and plans skip the step for it"
+    )
+    assert "asked for: g1, g2 and g3 are" in shortage(1, 4)
+
+
+@pytest.mark.parametrize("size, groups", [(0, 1), (0, 3), (5, 0), (5, -1)])
+def test_nothing_to_refine(size, groups):
     forget = np.arange(size)
-    message = f"refine: got {size} examples for {groups} groups, expected at least one each"
+    message = f"refine: found {size} examples for {groups} groups, expected at least one of each"
     with pytest.raises(DataError, match=message):
         refine(forget, np.zeros(9), groups)
     with pytest.raises(DataError, match=message):
         refine_at_random(forget, groups, seed=0)
-    with pytest.raises(DataError, match="got 0 examples"):
+    with pytest.raises(DataError, match="found 0 examples"):
         refine_by_class(np.arange(0), np.zeros(9, int))

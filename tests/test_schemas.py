@@ -24,6 +24,7 @@ OPTIONAL = {
     "mmd2",
     "earlier",
     "windows",
+    "notices",
     "source",
     "kind",
     "membership",

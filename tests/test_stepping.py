@@ -361,6 +361,22 @@ def test_two_compilations_serve_all_batch_sizes(digits, tiny_config, compiler):
     assert compiler["compiled"] == 2
 
 
+def test_a_compiled_batch_of_one_leaves_running_statistics_alone_and_others_do_not(
+    digits, tiny_config, compiler
+):
+    learner = Learner(digits, tiny_config.model_copy(update={"compile": "on"}), "cpu")
+    plain = Learner(digits, tiny_config, "cpu")
+    optimizers = [each.optimizer(0.01, 0.9, 0.0) for each in (learner, plain)]
+    for size in (1, 40, 1, 30, 1):
+        counts = []
+        for each, optimizer in zip((learner, plain), optimizers, strict=True):
+            before = int(each.model.bn1.num_batches_tracked)
+            each.descend(each.loader.epoch(torch.arange(size)), optimizer, each.cross_entropy)
+            counts.append(int(each.model.bn1.num_batches_tracked) - before)
+        assert counts == [size > 1] * 2 and same(state(learner.model), state(plain.model))
+    assert compiler["compiled"] == 3 and compiler["run"] == 5
+
+
 def test_a_search_over_several_networks_runs_compiled_to_its_end(digits, tiny_config, compiler):
     """Frozen layers and widths are variants of one network's code; torch alone would compile 8 of them."""
     steps = 0

@@ -99,6 +99,62 @@ def test_ids_none_means_all(digits, tiny_config):
     )
 
 
+def statistics(model):
+    """Running statistics of all batch norms, and how many batches they are of."""
+    return {name: tensor.clone() for name, tensor in model.named_buffers()}
+
+
+def step_on(data, config, ids, *, frozen=None):
+    """A learner's model before and after a step on a batch of ``ids``; and the learner."""
+    learner = Learner(data, config, "cpu")
+    optimizer = learner.optimizer(0.1, 0.0, 0.0)
+    batches = learner.loader.epoch(torch.tensor(ids))
+    before = [p.detach().clone() for p in learner.model.parameters()], statistics(learner.model)
+    learner.descend(batches, optimizer, learner.cross_entropy, frozen=frozen and frozen(learner.model))
+    return before, learner
+
+
+@pytest.mark.parametrize(
+    "ids, changes, kept",
+    [
+        ([7], {}, True),
+        ([7, 8], {}, False),
+        ([7, 8], {"micro_batches": 2}, True),
+        ([7], {"batch_size": 1}, False),
+        ([7], {"batch_size": 8, "micro_batches": 8}, False),
+    ],
+)
+def test_a_batch_of_one_moves_weights_and_leaves_running_statistics(digits, tiny_config, ids, changes, kept):
+    """Unless a recipe has no other batches, or parts of batches: then theirs are all there is."""
+    (weights, before), learner = step_on(digits, tiny_config.model_copy(update=changes), ids)
+    assert not all(map(torch.equal, weights, learner.model.parameters()))
+    after = statistics(learner.model)
+    assert all(torch.equal(before[name], after[name]) for name in before) == kept
+    assert all(module.track_running_stats for module in learner.model.modules() if hasattr(module, "eps"))
+
+
+def test_a_batch_of_one_is_normalised_by_itself(digits, tiny_config):
+    """As torch does in train mode, to the bit; by the running statistics, gradient ascent would diverge."""
+    learner = Learner(digits, tiny_config, "cpu")
+    image = next(iter(learner.loader.epoch(torch.tensor([7])))).image
+    learner.model.train()
+    found = learner.logits(image)
+    assert torch.equal(found, learner.model(image)) and not torch.equal(found, learner.model.eval()(image))
+
+
+def test_parts_in_eval_mode_stay_in_eval_mode_on_a_batch_of_one(digits, tiny_config):
+    seen = []
+
+    def frozen(model):
+        model.fc.register_forward_hook(
+            lambda *_: seen.append((model.bn1.training, model.layer1[0].bn1.training))
+        )
+        return model.bn1
+
+    step_on(digits, tiny_config, [7], frozen=frozen)
+    assert seen == [(False, True)]
+
+
 @pytest.mark.parametrize("examples, per_epoch", [(1, 1), (64, 1), (65, 1), (70, 2), (129, 3)])
 def test_every_example_once_per_epoch_in_another_order(digits, tiny_config, examples, per_epoch):
     learner = Learner(digits, tiny_config, "cpu")

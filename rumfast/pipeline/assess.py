@@ -27,6 +27,8 @@ from rumfast.pipeline.judging import (
     score_population,
     set_sizes,
 )
+from rumfast.pipeline.request import notices_of
+from rumfast.refinement import filled
 from rumfast.reporting.verdict import verdict
 from rumfast.runtime import environment
 from rumfast.scores import mmd2, neighbour_overlap
@@ -108,7 +110,8 @@ def geometry_of(run: "Context") -> dict[str, dict[str, float]]:
     """How the forget set, and each group, lies among the retain set in original 0's embedding space."""
     retain_RD, forget_FD = run.embedded(run.split.retain), run.embedded(run.split.forget)
     retain = moments(retain_RD)
-    sets = {"forget": forget_FD, **{f"group/{group.name}": run.embedded(group.ids) for group in run.groups()}}
+    groups = filled(run.groups())
+    sets = {"forget": forget_FD, **{f"group/{group.name}": run.embedded(group.ids) for group in groups}}
     geometry = {
         name: {
             "entanglement": entanglement_of(retain, moments(points)),
@@ -136,7 +139,7 @@ def neighbours_of(run: "Context") -> dict[str, np.ndarray]:
 
 def describe(run: "Context") -> dict[str, Any]:
     """What was forgotten from what, and how."""
-    data, recipe, groups = run.data, run.recipe, run.groups()
+    data, recipe, groups = run.data, run.recipe, filled(run.groups())
     scores = run.memorization
     geometry = read_json(run.dir.geometry)
     sweep = None if scores is None else read_json(run.dir.sweep_summary)
@@ -173,6 +176,7 @@ def describe(run: "Context") -> dict[str, Any]:
                 }
                 for group in groups
             ],
+            "notices": notices_of(recipe, len(run.split.forget)),
         },
         "config_toml": run.recipe_text(),
     }

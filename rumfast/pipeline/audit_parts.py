@@ -107,7 +107,8 @@ def breakdown(
 def memorization_levels(forget: np.ndarray, score_N: np.ndarray | None, groups: int) -> dict[str, np.ndarray]:
     """Which of the forget set belong to each level of memorization, [F] bool by name.
 
-    Plans may refine it in another way. Nothing where a forgotten example has no score, or there are too few.
+    Plans may refine it in another way. Nothing where a forgotten example has no score, or there are fewer
+    examples than levels.
 
     >>> memorization_levels(np.array([3, 1]), np.array([0.0, 0.2, 0.1, 0.9]), 2)
     {'low': array([False,  True]), 'high': array([ True, False])}

@@ -25,6 +25,7 @@ from rumfast.pipeline.experiment_plans import (
 )
 from rumfast.pipeline.experiment_runs import HEADLINE, NONE, Experiment, ExperimentConfig, Measured
 from rumfast.pipeline.findings import Comparison, weigh
+from rumfast.refinement import filled
 from rumfast.sweeps import Engine, LocalEngine
 
 AXES = ("memorization", "entanglement")
@@ -202,11 +203,11 @@ def rum(
     with LocalEngine(workers, device) if engine is None else engine as entered:
         lab = Experiment("rum", recipe, out, config or ExperimentConfig(), entered, device)
         forget, folder = _sized(lab.recipe.forget, lab.config.size), lab.out / "rum"
-        names = [group.name for group in lab.rehearse(forget)]
+        names = [group.name for group in filled(lab.rehearse(forget))]
         if names != list(LEVELS):
             raise UsageError(
                 f"forget: refined into {', '.join(names)}; the paper's plan needs {', '.join(LEVELS)}: "
-                "set groups to 3 and refine by a score"
+                "set groups to 3, refine by a score and forget at least 3 examples"
             )
         lab.prepare([forget])
         families = rum_families(lab.trained)

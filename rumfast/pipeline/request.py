@@ -11,7 +11,7 @@ from rumfast.data import Dataset, Split, ids_digest, select_forget
 from rumfast.data.splits import WindowOf
 from rumfast.errors import DataError, UsageError
 from rumfast.plans import bind, parse_plan, spread_budget
-from rumfast.refinement import Group, refine, refine_at_random, refine_by_class
+from rumfast.refinement import Group, refine, refine_at_random, refine_by_class, shortage
 from rumfast.scores import SCORES
 from rumfast.surrogates import other_classes
 from rumfast.sweeps import Population, PopulationSpec
@@ -70,6 +70,13 @@ def regroup(
     if kind == "none":
         return (Group("all", split.forget),)
     return refine(split.forget, score_of(kind), config.groups)
+
+
+def notices_of(recipe: Recipe, examples: int) -> list[str]:
+    """What a reader should know of the groups of a forget set of so many examples: that some are empty."""
+    cut = _refinements(recipe) - {"class", "none"}  # by a score or at random, into as many as were asked for
+    found = shortage(examples, recipe.forget.groups) if cut else None
+    return [] if found is None else [found]
 
 
 def needs_of(recipe: Recipe) -> set[str]:

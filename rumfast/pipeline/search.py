@@ -15,6 +15,7 @@ from rumfast.pipeline.context import Context
 from rumfast.pipeline.trial_table import Table
 from rumfast.pipeline.trials import Trials
 from rumfast.pipeline.variation import Candidate, Variation
+from rumfast.refinement import filled
 from rumfast.store import read_json, write_json
 
 FINALISTS = 8
@@ -67,7 +68,7 @@ def search_plans(run: Context, families: Mapping[str, Sequence[Candidate]]) -> d
     if path.exists() and (known := read_json(path))["key"] == trials.key:
         return known  # with a time limit another call might choose again, after models were unlearned
     winners = _best_of_each(trials, families)
-    names = [group.name for group in run.groups()]
+    names = [group.name for group in filled(run.groups())]
     seeds = [(winner.candidate, winner.rank[1]) for winner in winners.values()]
     mixed = _mixed(trials, Variation(names, seeds, run.recipe.unlearn.retain, settings.seed))
     if mixed:

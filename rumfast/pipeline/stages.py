@@ -12,9 +12,11 @@ from rumfast.data import ids_digest
 from rumfast.errors import DivergedError, PartialError, StorageError, UsageError
 from rumfast.pipeline import assess, scoring
 from rumfast.pipeline.context import Context
-from rumfast.pipeline.request import needs_of, rehearse
+from rumfast.pipeline.request import needs_of, notices_of, rehearse
 from rumfast.pipeline.search import search_plans
 from rumfast.pipeline.variation import standard_families
+from rumfast.progress import notice
+from rumfast.refinement import filled
 from rumfast.reporting.page import write_report
 from rumfast.runtime import cpu_threads, environment
 from rumfast.score_files import check_ending, read_scores, write_scores
@@ -48,7 +50,10 @@ class Run(Context):
             require_same(self.dir.recipe, _comparable(self.recipe), _comparable(load_recipe(self.dir.recipe)))
         remove_partial(self.dir.root)
         data = self.data
-        rehearse(self.recipe, data, self.excluded)  # a mistake in request or plans must not cost a sweep
+        # A mistake in request or plans must not cost a sweep.
+        groups = rehearse(self.recipe, data, self.excluded)
+        for text in notices_of(self.recipe, sum(len(group.ids) for group in groups)):
+            notice(text)
         standard_families([], self.recipe.search.algorithms)
         if self.recipe.sweep.scores is not None:
             read_scores(self.recipe.sweep.scores, data.train.label_N)
@@ -165,7 +170,7 @@ class Run(Context):
 
     def search(self) -> dict[str, Any]:
         """Search for the plan that surrogates of the forget set are unlearned best with."""
-        names = [group.name for group in self.groups()]
+        names = [group.name for group in filled(self.groups())]
         return search_plans(self, standard_families(names, self.recipe.search.algorithms))
 
     def searched(self) -> bool:

@@ -19,7 +19,7 @@ from rumfast.pipeline.request import regroup
 from rumfast.pipeline.trial_table import Table
 from rumfast.pipeline.variation import Candidate
 from rumfast.plans import bind, parse_plan, spread_budget
-from rumfast.refinement import Group
+from rumfast.refinement import Group, filled
 from rumfast.runtime import derive_seed
 from rumfast.surrogates import draw_surrogate, other_classes
 from rumfast.sweeps import Population
@@ -106,10 +106,15 @@ class Trials:
         }
 
     def groups(self, surrogate: Split, kind: Refine) -> tuple[Group, ...]:
-        """A surrogate's groups under the names that the user's have."""
+        """A surrogate's groups under the names of those of the user's that hold examples, and as many.
+
+        A class that imitates a smaller one has examples for more groups than plans know.
+        """
         run = self.run
-        found = regroup(run.recipe, run.data, surrogate, run.score_of, kind)
-        names = [group.name for group in run.groups(kind)]
+        names = [group.name for group in filled(run.groups(kind))]
+        forget = run.recipe.forget.model_copy(update={"groups": len(names)})
+        recipe = run.recipe.model_copy(update={"forget": forget})
+        found = regroup(recipe, run.data, surrogate, run.score_of, kind)
         if len(names) != len(found):
             raise DataError(
                 f"plan search: refined by {kind}, a surrogate falls into {len(found)} groups, "

@@ -15,7 +15,7 @@ from rumfast.data import Dataset, Split
 from rumfast.errors import UsageError
 from rumfast.models import Classifier
 from rumfast.plans.steps import EACH, REVERSED, WHOLE, Step, parse_plan
-from rumfast.refinement import Group
+from rumfast.refinement import Group, filled
 from rumfast.runtime import derive_seed
 from rumfast.training import Learner
 
@@ -64,24 +64,27 @@ class Unlearned:
 
 
 def bind(steps: Sequence[Step], groups: Sequence[Group]) -> list[tuple[Step, Group]]:
-    """Give each step its group's ids, in the plan's order.
+    """Give each step its group's ids, in the plan's order; steps of empty groups are left out.
 
     Raises:
-        UsageError: the plan names a group that refinement did not make, or leaves one out.
+        UsageError: the plan names a group that refinement did not make, or leaves out one that holds
+            examples.
     """
     whole = Group(WHOLE, np.sort(np.concatenate([group.ids for group in groups])))
     if len(steps) == 1 and steps[0].group == WHOLE:
         return [(steps[0], whole)]
+    held = filled(groups)
     if len(steps) == 1 and steps[0].group in (EACH, REVERSED):
-        turns = groups if steps[0].group == EACH else groups[::-1]
+        turns = held if steps[0].group == EACH else held[::-1]
         return [(replace(steps[0], group=group.name), group) for group in turns]
     by_name = {group.name: group for group in groups}
-    if by_name.keys() != {step.group for step in steps}:
+    named, needed = {step.group for step in steps}, {group.name for group in held}
+    if not needed <= named <= by_name.keys():
         raise UsageError(
             f"plan {' > '.join(map(str, steps))!r}: the groups are {', '.join(by_name)}; "
             "the plan must name each of them once"
         )
-    return [(step, by_name[step.group]) for step in steps]
+    return [(step, by_name[step.group]) for step in steps if step.group in needed]
 
 
 def kept_ids(bound: Sequence[tuple[Step, Group]], index: int, retain: np.ndarray, mode: Retain) -> np.ndarray:

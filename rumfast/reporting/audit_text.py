@@ -194,6 +194,7 @@ def cautions(record: Record) -> list[str]:
             f"Null bands of {record['population']} oracles are too narrow: more retrained populations than "
             f"the stated {record['level']:.0%} have a value beyond some band. It takes {SETTLED}."
         )
+    notes += [f"{text}." for text in (record.get("forget") or {}).get("notices") or ()]
     alarms = record["false_alarms"]
     if alarms["rate"] > record["level"]:
         notes.append(

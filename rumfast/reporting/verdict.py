@@ -141,6 +141,7 @@ def cautions(result: Result) -> list[str]:
         notes.append(f"The null bands rest on {oracles:.0f} oracles; more would make their ends firmer.")
     if diverged := finite((result.get("sweep") or {}).get("diverged")):
         notes.append(f"{diverged:.0f} members of the sweep diverged and are left out of the scores.")
+    notes += [f"{text}." for text in (result.get("forget") or {}).get("notices") or ()]
     return notes
 
 

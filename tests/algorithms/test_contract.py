@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rumfast import Split, rum
+from rumfast import Split, TrainConfig, rum, train
 from rumfast.algorithms import ALGORITHMS, GRID, SgdConfig
 from rumfast.data import Dataset
 from rumfast.errors import DivergedError
@@ -169,6 +169,34 @@ def test_forget_sets_of_any_shape(name, sets, unlearn, digits, split, original):
     assert same(state(result.model), state(original)) == (name == "none" or impossible)
 
 
+@pytest.fixture(scope="module")
+def single_pixels(digits):
+    """A network whose last feature maps are of one pixel, and its recipe."""
+    config = TrainConfig(arch="resnet9", width=4, epochs=2, batch_size=64, precision="fp32")
+    return train(digits, config, device="cpu"), config
+
+
+@every_algorithm
+def test_one_example_whose_last_feature_map_is_one_pixel(name, digits, single_pixels, split):
+    """torch alone refuses to normalise it: "Expected more than 1 value per channel when training"."""
+    model, config = single_pixels
+    one = (Group("all", split.forget[:1]),)
+    few = Split(split.forget[:1], split.retain)
+    found = rum(model, digits, few, one, plan_of(name), config, device="cpu")
+    assert all(tensor.isfinite().all() for tensor in found.model.state_dict().values())
+    assert same(state(found.model), state(model)) == (name == "none")
+
+
+def test_ascent_on_one_example_neither_diverges_nor_moves_the_running_statistics(unlearn, original, split):
+    """On the running statistics, neggrad_plus at its defaults diverges on a memorized example."""
+    for name in ("neggrad", "neggrad_plus", "scrub"):
+        found = state(unlearn(name, forget=split.forget[:1], plan=f"{name}(lr=0.02, epochs=5)").model)
+        assert all(tensor.isfinite().all() for tensor in found.values())
+    moved = state(unlearn("neggrad", forget=split.forget[:1], plan="neggrad(lr=0.01)").model)
+    for key, before in state(original).items():
+        assert torch.equal(moved[key], before) == ("running" in key or "tracked" in key), key
+
+
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if hasattr(ALGORITHMS[name].config(), "lr")])
 def test_a_rate_that_is_too_large_is_named(name, unlearn):
     with pytest.raises(DivergedError, match="lower lr"):
@@ -211,7 +239,6 @@ def test_only_those_with_something_to_say_leave_notes(unlearn, split):
 
 def test_retrain_equals_training_on_the_retain_set(unlearn, digits, recipe, split):
     from rumfast.runtime import derive_seed
-    from rumfast.training import train
 
     expected = train(digits, recipe, split.retain, seed=derive_seed("step", 9, 0), device="cpu")
     assert same(state(expected), state(unlearn("retrain", seed=9).model))

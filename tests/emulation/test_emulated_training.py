@@ -85,6 +85,19 @@ def test_an_algorithm_after_a_fit(cuda, few, trained, name):
         assert torch.equal(there, here)
 
 
+@pytest.mark.parametrize("name", ["neggrad", "neggrad_plus", "scrub", "salun", "bad_teacher"])
+def test_an_algorithm_on_one_example(cuda, few, trained, name):
+    """Batches of one are recorded apart from the others, with statistics of their own."""
+
+    def act(learner, ids):
+        learner.fit(ids[:32], 0)
+        algorithm = ALGORITHMS[name]
+        algorithm.run(learner, ids[:1], ids[8:24], algorithm.config(epochs=6.0), 1)
+
+    _, (there, here) = on_both(few, trained, act)
+    assert torch.equal(there, here)
+
+
 def test_all_algorithms_on_a_learner_that_fitted_nothing(cuda, few, trained):
     """One after another, so each finds the memory that those before it left."""
     learner = Learner(few, trained, "cuda")
