@@ -25,6 +25,7 @@ from rumfast.kernels.moments import moments
 from rumfast.kernels.neighbours import nearest
 from rumfast.kernels.pairwise import mean_distance
 from rumfast.models import Classifier
+from rumfast.pipeline import totals
 from rumfast.runtime import environment
 from rumfast.scores import mmd2, neighbour_overlap
 from rumfast.scores.entanglement import entanglement_of
@@ -161,8 +162,9 @@ def summarize(run: "Context") -> tuple[dict[str, Any], dict[str, Any]]:
         "bands": {name: band._asdict() for name, band in bands.items()},
         "plans": plans,
         "reference": reference,
+        "total": totals.total_of(run),
     }
-    return summary, timing
+    return summary, timing | {"total": totals.worker_seconds(run)}
 
 
 def geometry_of(run: "Context") -> dict[str, dict[str, float]]:
@@ -256,6 +258,7 @@ def merge_timing(summary: dict[str, Any], timing: dict[str, Any], command: str) 
     return summary | {
         "plans": plans,
         "reference": reference,
+        "total": totals.with_seconds(summary["total"], timing["total"]),
         "environment": environment(),
         "command": command,
     }

@@ -44,20 +44,36 @@ class Run(Context):
             self.dir.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{self.dir.root}: cannot be made a directory: {error.strerror}") from error
-        if self.dir.recipe.exists():
-            require_same(self.dir.recipe, _comparable(self.recipe), _comparable(load_recipe(self.dir.recipe)))
+        self.require_own_folder()
         remove_partial(self.dir.root)
         data = self.data
-        rehearse(self.recipe, data, self.excluded)  # a mistake in request or plans must not cost a sweep
-        standard_families([], self.recipe.search.algorithms)
-        if self.recipe.sweep.scores is not None:
-            read_scores(self.recipe.sweep.scores, data.train.label_N)
+        self.rehearse()
         write_text(self.dir.recipe, self.recipe_text())
         write_json(
             self.dir.manifest,
             {"schema": "rumfast/manifest/1", "fingerprint": data.fingerprint, "environment": environment()},
         )
         return {"fingerprint": data.fingerprint, "train": len(data), "test": len(data.test)}
+
+    def require_own_folder(self) -> None:
+        """Refuse a folder that another recipe's run lies in.
+
+        Raises:
+            MismatchError: lists the fields that differ.
+        """
+        if self.dir.recipe.exists():
+            require_same(self.dir.recipe, _comparable(self.recipe), _comparable(load_recipe(self.dir.recipe)))
+
+    def rehearse(self) -> None:
+        """Refuse a mistake in request, plans, search or published scores before it costs a sweep.
+
+        Raises:
+            UsageError, DataError: as the stages would, hours later.
+        """
+        rehearse(self.recipe, self.data, self.excluded)
+        standard_families([], self.recipe.search.algorithms)
+        if self.recipe.sweep.scores is not None:
+            read_scores(self.recipe.sweep.scores, self.data.train.label_N)
 
     def train(self) -> dict[str, Any]:
         """Train the original models."""
@@ -246,6 +262,7 @@ def run(
     engine: Engine | None = None,
     export: str | Path | None = None,
     all_scores: bool = False,
+    before_training: Callable[[Run], None] | None = None,
 ) -> dict[str, Any]:
     """Run the stages in order up to ``until``, doing what ``out`` lacks; returns each stage's result.
 
@@ -255,6 +272,7 @@ def run(
         engine: where members are trained, not entered yet; None: ``workers`` processes on this machine.
         export: file to write the scores to, as :func:`write_scores` does, once they are there.
         all_scores: compute every score after the stage ``score``, with the result ``scores``.
+        before_training: called with the run once its data are packed.
 
     Raises:
         RumfastError: see ``rumfast.errors``; finished work is kept.
@@ -267,6 +285,8 @@ def run(
         conductor.all_scores = all_scores
         for name, stage in STAGES.items():
             results[name] = stage(conductor)
+            if name == "pack" and before_training is not None:
+                before_training(conductor)
             if name == "score" and all_scores:
                 results["scores"] = conductor.scores()
             if name == "score" and export is not None:
