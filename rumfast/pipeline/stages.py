@@ -78,14 +78,23 @@ class Run(Context):
     def train(self) -> dict[str, Any]:
         """Train the original models."""
         seeds = range(self.recipe.evaluate.seeds)
+        self.require_originals()
         if self.recipe.forget.after is None:
             train_members(self.engine, self.originals, seeds, "original models")
-        elif len(self.originals.done(seeds)) < len(seeds):
+        return {"originals": len(seeds), "path": str(self.originals.root)}
+
+    def require_originals(self) -> None:
+        """Refuse more seeds than an earlier request's models, which cannot be trained here.
+
+        Raises:
+            UsageError: with both numbers.
+        """
+        seeds = range(self.recipe.evaluate.seeds)
+        if self.recipe.forget.after is not None and len(self.originals.done(seeds)) < len(seeds):
             raise UsageError(
                 f"evaluate.seeds: got {len(seeds)}, but {self.originals.root} holds "
                 f"{len(self.originals.done(seeds))} models"
             )
-        return {"originals": len(seeds), "path": str(self.originals.root)}
 
     def sweep(self, members: range | None = None) -> dict[str, Any]:
         """Train the sweep, or a part of it."""

@@ -119,7 +119,7 @@ def examples_of(population: Population, index: int, n: int) -> int:
 
 
 def proxy_examples(spec: PopulationSpec, index: int, n: int, holdout_epochs: int) -> int:
-    """Examples whose gradient a ``proxies`` member takes: training, loss curvature, and holdout retraining."""
+    """Examples whose gradient a ``proxies`` member takes: in training, loss curvature, holdout retraining."""
     held = len(spec.holdout(index, n))
     trained = n - len(spec.excluded) - held
     return (1 + CURVATURE_GRADIENTS) * spec.train.epochs * trained + holdout_epochs * held
