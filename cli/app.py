@@ -8,9 +8,11 @@ import typer
 from rumfast.cli import data, experiment, sweep
 from rumfast.cli.audit import audit
 from rumfast.cli.benchmarks import bench
+from rumfast.cli.estimate_output import show_estimate, tell_estimate
 from rumfast.cli.options import (
     After,
     Device,
+    DryRun,
     EngineName,
     Forget,
     Json,
@@ -53,10 +55,14 @@ def doctor(json_output: Json = False) -> None:
 
 @app.command()
 def demo(
-    out: Out = Path("runs/demo"), device: Device = "auto", workers: Workers = None, json_output: Json = False
+    out: Out = Path("runs/demo"),
+    device: Device = "auto",
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    json_output: Json = False,
 ) -> None:
     """Run the whole pipeline on scikit-learn's digits, in about two minutes on two CPU cores."""
-    _stages(recipe_for("digits.toml", out), out, "report", device, workers, "local", json_output)
+    _stages(recipe_for("digits.toml", out), out, "report", device, workers, "local", dry_run, json_output)
 
 
 # verb → (last stage, help); every verb does the stages before it that the folder lacks
@@ -83,10 +89,11 @@ def _add_verb(name: str, until: str, text: str) -> None:
         after: After = None,
         scores: Scores = None,
         plan: Plans = None,
+        dry_run: DryRun = False,
         json_output: Json = False,
     ) -> None:
         chosen = recipe_for(recipe, out, forget, after, scores, plan)
-        _stages(chosen, out, until, device, workers, engine, json_output)
+        _stages(chosen, out, until, device, workers, engine, dry_run, json_output)
 
 
 for _name, (_until, _text) in VERBS.items():
@@ -102,13 +109,24 @@ def _stages(
     device: str,
     workers: int | None,
     engine: str,
+    dry_run: bool,
     json_output: bool,
 ) -> None:
+    from rumfast.pipeline import Run
     from rumfast.pipeline import run as run_stages
+    from rumfast.pipeline.estimate import Rehearsal, estimate
     from rumfast.sweeps import open_engine
 
     chosen = open_engine(engine, workers=workers, device=device)
-    results = run_stages(recipe, out, until=until, device=device, engine=chosen)
+    if dry_run:
+        with chosen as pool:
+            show_estimate(estimate(Rehearsal(recipe, out, pool, device), until), json_output)
+        return
+
+    def tell(run: Run) -> None:
+        tell_estimate(estimate(Rehearsal.of(run), until))
+
+    results = run_stages(recipe, out, until=until, device=device, engine=chosen, before_training=tell)
     if "evaluate" in results:
         show_evaluation(results["evaluate"], json_output)
         if "report" in results and not json_output:

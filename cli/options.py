@@ -47,6 +47,12 @@ Plans = Annotated[
         "auto. Instead of RECIPE's plans; without RECIPE, besides those of the run. Repeatable.",
     ),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Say what is left to train and how long it takes, then stop; nothing is written."
+    ),
+]
 Members = Annotated[str | None, typer.Option(help="Part of the sweep, e.g. 0:400.")]
 
 

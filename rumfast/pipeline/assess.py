@@ -16,6 +16,7 @@ from rumfast.kernels.moments import moments
 from rumfast.kernels.neighbours import nearest
 from rumfast.kernels.pairwise import mean_distance
 from rumfast.models import Classifier
+from rumfast.pipeline import totals
 from rumfast.pipeline.earlier import recheck, remembered
 from rumfast.pipeline.judging import (
     accuracies_of,
@@ -102,8 +103,9 @@ def summarize(run: "Context") -> tuple[dict[str, Any], dict[str, Any]]:
         "plans": plans,
         "earlier_requests": earlier,
         "reference": {"oracle": accuracies_of(oracles), "original": judged(untouched, untouched)["metrics"]},
+        "total": totals.total_of(run),
     }
-    return summary | {"verdict": verdict(summary)._asdict()}, timing
+    return summary, timing | {"total": totals.worker_seconds(run)}
 
 
 def geometry_of(run: "Context") -> dict[str, dict[str, float]]:
@@ -193,17 +195,19 @@ def _wall(population: Population, members: int) -> dict[str, Any]:
 
 
 def merge_timing(summary: dict[str, Any], timing: dict[str, Any], command: str) -> dict[str, Any]:
-    """What the report shows: the summary with wall times, the environment and the command."""
+    """What the report shows: the summary with wall times, the environment, the command and the verdict."""
     plans = [plan | {"wall_s": timing["plans"][plan["name"]]} for plan in summary["plans"]]
     reference = summary["reference"] | {
         "oracle": summary["reference"]["oracle"] | {"wall_s": timing["oracle"]}
     }
-    return summary | {
+    result = summary | {
         "plans": plans,
         "reference": reference,
+        "total": totals.with_seconds(summary["total"], timing["total"]),
         "environment": environment(),
         "command": command,
     }
+    return result | {"verdict": verdict(result)._asdict()}
 
 
 def report_images(run: "Context") -> dict[str, Any]:

@@ -61,10 +61,21 @@ class Context:
         config = self.recipe.data
         where = config.path or str(self.dir.data)
         if config.source is not None and not (Path(where) / "dataset.json").exists():
-            pack(config.source, where, label_noise=config.label_noise, seed=config.seed)
-        elif config.source is not None:
-            _require_pack(where, config)
-        return load_dataset(where).take(config.train_examples, config.test_examples, config.seed)
+            whole = self.pack_data(config.source, where)
+        else:
+            if config.source is not None:
+                _require_pack(where, config)
+            whole = load_dataset(where)
+        return whole.take(config.train_examples, config.test_examples, config.seed)
+
+    def pack_data(self, source: str, where: str) -> Dataset:
+        """Pack the source into the folder ``where``."""
+        config = self.recipe.data
+        return pack(source, where, label_noise=config.label_noise, seed=config.seed)
+
+    def population(self, root: Path, spec: PopulationSpec) -> Population:
+        """Make a population's folder, or reopen it."""
+        return Population.create(root, spec)
 
     @property
     def needs_sweep(self) -> bool:
@@ -101,7 +112,7 @@ class Context:
     def originals(self) -> Population:
         """The models to unlearn from: trained on everything, or an earlier request's result."""
         if self.earlier is None:
-            return Population.create(self.dir.original, self.spec("original"))
+            return self.population(self.dir.original, self.spec("original"))
         require_same(self.earlier.root, self.spec("original").train, self.earlier.spec.train)
         return self.earlier
 
@@ -125,7 +136,7 @@ class Context:
     def sweep_population(self) -> Population:
         """The folder of the sweep."""
         sweep = self.recipe.sweep
-        return Population.create(
+        return self.population(
             self.dir.sweep,
             sweep_spec(
                 self.data,
@@ -143,7 +154,7 @@ class Context:
     @cached_property
     def proxy_population(self) -> Population:
         """The folder of the models that loss curvature and holdout retraining are measured on."""
-        return Population.create(self.dir.proxies, self.spec("proxies"))
+        return self.population(self.dir.proxies, self.spec("proxies"))
 
     @cached_property
     def memorization(self) -> Memorization | None:
@@ -234,7 +245,7 @@ class Context:
     @cached_property
     def oracle_population(self) -> Population:
         """The folder of the oracles."""
-        return Population.create(self.dir.oracles, self.spec("oracle", forget=self.split.forget.tolist()))
+        return self.population(self.dir.oracles, self.spec("oracle", forget=self.split.forget.tolist()))
 
     @property
     def budget(self) -> int | None:
@@ -274,7 +285,7 @@ class Context:
         groups = [
             GroupSpec(name=group.name, ids=tuple(group.ids.tolist())) for group in self.groups(plan.refine)
         ]
-        return Population.create(
+        return self.population(
             root,
             self.spec(
                 "unlearned",

@@ -17,6 +17,9 @@ from rumfast.surrogates import other_classes
 from rumfast.sweeps import Population, PopulationSpec
 from rumfast.sweeps.spec import RequestSpec
 
+# Requests whose ids are known once there are scores; before, their sizes are.
+MADE_UP = ("memorization:", "entanglement:")
+
 
 def pool_of(data: Dataset, excluded: tuple[int, ...]) -> np.ndarray:
     """Ids that earlier requests left."""
@@ -147,7 +150,7 @@ def rehearse(recipe: Recipe, data: Dataset, excluded: tuple[int, ...]) -> tuple[
         raise UsageError("refine: margin_memorization needs a sweep; published scores have no margins")
     score_N = np.zeros(len(data))
     split = resolve(recipe, data, score_N, excluded, lambda level, size: np.arange(size))
-    made_up = recipe.forget.request.startswith(("memorization:", "entanglement:"))
+    made_up = recipe.forget.request.startswith(MADE_UP)
     budget = budget_of(recipe, split)
     for plan in recipe.plans:
         if plan.steps == AUTO:

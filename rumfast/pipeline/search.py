@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rumfast.config import Recipe
 from rumfast.data import ids_digest
 from rumfast.errors import UsageError
 from rumfast.pipeline.context import Context
-from rumfast.pipeline.trial_table import Table
+from rumfast.pipeline.trial_table import Table, halving_trials
 from rumfast.pipeline.trials import Trials
-from rumfast.pipeline.variation import Candidate, Variation
+from rumfast.pipeline.variation import Candidate, Variation, standard_families
 from rumfast.refinement import filled
 from rumfast.store import read_json, write_json
 
@@ -96,6 +97,29 @@ def search_plans(run: Context, families: Mapping[str, Sequence[Candidate]]) -> d
     }
     write_json(path, result)
     return result
+
+
+class SearchSize(NamedTuple):
+    """How many models a search trains at most."""
+
+    oracles: int  # of surrogates
+    trials: int
+
+
+def search_size(recipe: Recipe, names: Sequence[str]) -> SearchSize:
+    """What :func:`search_plans` takes at most, over :func:`standard_families` of groups ``names``.
+
+    Candidates that do not fit the budget, and what a limit on minutes cuts off, are counted all the same.
+    """
+    config = recipe.search
+    families = standard_families(names, config.algorithms)
+    originals = min(config.originals, recipe.evaluate.seeds)
+    choosing = config.surrogates * originals
+    trials = sum(halving_trials(len(each), choosing) for each in families.values())
+    generations = config.generations if len(names) > 1 else 0
+    trials += generations * halving_trials(config.children, choosing)
+    trials += FINALISTS * (config.finals + config.checks) * originals
+    return SearchSize((config.surrogates + config.finals + config.checks) * config.oracles, trials)
 
 
 def _best_of_each(trials: Trials, families: Mapping[str, Sequence[Candidate]]) -> dict[str, Winner]:

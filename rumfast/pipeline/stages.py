@@ -16,7 +16,7 @@ from rumfast.pipeline.request import needs_of, notices_of, rehearse
 from rumfast.pipeline.search import search_plans
 from rumfast.pipeline.variation import standard_families
 from rumfast.progress import notice
-from rumfast.refinement import filled
+from rumfast.refinement import Group, filled
 from rumfast.reporting.page import write_report
 from rumfast.runtime import cpu_threads, environment
 from rumfast.score_files import check_ending, read_scores, write_scores
@@ -46,17 +46,12 @@ class Run(Context):
             self.dir.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{self.dir.root}: cannot be made a directory: {error.strerror}") from error
-        if self.dir.recipe.exists():
-            require_same(self.dir.recipe, _comparable(self.recipe), _comparable(load_recipe(self.dir.recipe)))
+        self.require_own_folder()
         remove_partial(self.dir.root)
         data = self.data
-        # A mistake in request or plans must not cost a sweep.
-        groups = rehearse(self.recipe, data, self.excluded)
+        groups = self.rehearse()
         for text in notices_of(self.recipe, sum(len(group.ids) for group in groups)):
             notice(text)
-        standard_families([], self.recipe.search.algorithms)
-        if self.recipe.sweep.scores is not None:
-            read_scores(self.recipe.sweep.scores, data.train.label_N)
         write_text(self.dir.recipe, self.recipe_text())
         write_json(
             self.dir.manifest,
@@ -64,17 +59,50 @@ class Run(Context):
         )
         return {"fingerprint": data.fingerprint, "train": len(data), "test": len(data.test)}
 
+    def require_own_folder(self) -> None:
+        """Refuse a folder that another recipe's run lies in.
+
+        Raises:
+            MismatchError: lists the fields that differ.
+        """
+        if self.dir.recipe.exists():
+            require_same(self.dir.recipe, _comparable(self.recipe), _comparable(load_recipe(self.dir.recipe)))
+
+    def rehearse(self) -> tuple[Group, ...]:
+        """Refuse a mistake in request, plans, search or published scores before it costs a sweep.
+
+        Returns:
+            The groups of the forget set, see ``rumfast.pipeline.request.rehearse``.
+
+        Raises:
+            UsageError, DataError: as the stages would, hours later.
+        """
+        groups = rehearse(self.recipe, self.data, self.excluded)
+        standard_families([], self.recipe.search.algorithms)
+        if self.recipe.sweep.scores is not None:
+            read_scores(self.recipe.sweep.scores, self.data.train.label_N)
+        return groups
+
     def train(self) -> dict[str, Any]:
         """Train the original models."""
         seeds = range(self.recipe.evaluate.seeds)
+        self.require_originals()
         if self.recipe.forget.after is None:
             train_members(self.engine, self.originals, seeds, "original models")
-        elif len(self.originals.done(seeds)) < len(seeds):
+        return {"originals": len(seeds), "path": str(self.originals.root)}
+
+    def require_originals(self) -> None:
+        """Refuse more seeds than an earlier request's models, which cannot be trained here.
+
+        Raises:
+            UsageError: with both numbers.
+        """
+        seeds = range(self.recipe.evaluate.seeds)
+        if self.recipe.forget.after is not None and len(self.originals.done(seeds)) < len(seeds):
             raise UsageError(
                 f"evaluate.seeds: got {len(seeds)}, but {self.originals.root} holds "
                 f"{len(self.originals.done(seeds))} models"
             )
-        return {"originals": len(seeds), "path": str(self.originals.root)}
 
     def sweep(self, members: range | None = None) -> dict[str, Any]:
         """Train the sweep, or a part of it."""
@@ -251,6 +279,7 @@ def run(
     engine: Engine | None = None,
     export: str | Path | None = None,
     all_scores: bool = False,
+    before_training: Callable[[Run], None] | None = None,
 ) -> dict[str, Any]:
     """Run the stages in order up to ``until``, doing what ``out`` lacks; returns each stage's result.
 
@@ -260,6 +289,7 @@ def run(
         engine: where members are trained, not entered yet; None: ``workers`` processes on this machine.
         export: file to write the scores to, as :func:`write_scores` does, once they are there.
         all_scores: compute every score after the stage ``score``, with the result ``scores``.
+        before_training: called with the run once its data are packed.
 
     Raises:
         RumfastError: see ``rumfast.errors``; finished work is kept.
@@ -272,6 +302,8 @@ def run(
         conductor.all_scores = all_scores
         for name, stage in STAGES.items():
             results[name] = stage(conductor)
+            if name == "pack" and before_training is not None:
+                before_training(conductor)
             if name == "score" and all_scores:
                 results["scores"] = conductor.scores()
             if name == "score" and export is not None:

@@ -19,6 +19,19 @@ KEEP = 3  # of so many candidates, one goes on to the next rung
 RUNG = 2  # pairs that a rung adds
 
 
+def halving_trials(candidates: int, pairs: int) -> int:
+    """Trials that :meth:`Table.halve` does at most on ``pairs`` pairs.
+
+    >>> halving_trials(9, 6)  # 9 on two pairs, 3 on two more, 1 on the last two
+    26
+    """
+    trials = 0
+    for start in range(0, pairs, RUNG):
+        trials += candidates * min(RUNG, pairs - start)
+        candidates = math.ceil(candidates / KEEP)
+    return trials
+
+
 class Trial(NamedTuple):
     """What a candidate came to on one pair of surrogate and original."""
 

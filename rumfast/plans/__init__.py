@@ -1,6 +1,6 @@
 """RUM: a plan names an algorithm for each group of the forget set, to be run one after another."""
 
-from rumfast.plans.run import StepRecord, Unlearned, bind, kept_ids, rum, run_plan, spread_budget
+from rumfast.plans.run import StepRecord, Unlearned, bind, kept_ids, rum, run_plan, spread_budget, step_cost
 from rumfast.plans.steps import (
     ALONE,
     EACH,
@@ -32,4 +32,5 @@ __all__ = [
     "run_plan",
     "same_steps",
     "spread_budget",
+    "step_cost",
 ]

@@ -110,7 +110,7 @@ def spread_budget(
     Raises:
         UsageError: the budget does not cover what the plan takes however few its epochs.
     """
-    costs = [_cost(bound, index, retain, mode, train) for index in range(len(bound))]
+    costs = [step_cost(bound, index, retain, mode, train) for index in range(len(bound))]
     variable, fixed = (sum(column) for column in zip(*costs, strict=True))
     if budget < fixed or (variable and budget == fixed):
         hint = "; retrain runs the recipe's epochs" if any(s.algorithm == "retrain" for s, _ in bound) else ""
@@ -122,7 +122,7 @@ def spread_budget(
     return [(_with_epochs(step, (budget - fixed) / variable), group) for step, group in bound]
 
 
-def _cost(
+def step_cost(
     bound: Sequence[tuple[Step, Group]], index: int, retain: np.ndarray, mode: Retain, train: TrainConfig
 ) -> tuple[float, float]:
     """Examples whose gradient step ``index`` takes: those that its epochs scale, and the others."""
@@ -168,7 +168,7 @@ def run_plan(
     for index in range(len(done), len(bound)):
         step, group = bound[index]
         kept = kept_ids(bound, index, retain, mode)
-        asked = sum(_cost(bound, index, retain, mode, learner.config))
+        asked = sum(step_cost(bound, index, retain, mode, learner.config))
         started, before = time.perf_counter(), learner.examples
         forget_F, kept_R = (torch.as_tensor(ids, device=learner.device) for ids in (group.ids, kept))
         run = ALGORITHMS[step.algorithm].run

@@ -34,6 +34,7 @@ from rumfast.reporting.estimates import (
 )
 from rumfast.reporting.figures import cost_scatter, memorization_histogram, metric_bars
 from rumfast.reporting.templates import fill_template
+from rumfast.reporting.totals import total_section
 from rumfast.reporting.verdict import cautions, metric_label, verdict
 from rumfast.store import write_bytes
 
@@ -72,6 +73,7 @@ def render(result: Mapping[str, Any], images: Mapping[str, Any]) -> str:
         table=_table(result),
         earlier=_earlier(result),
         definitions=_definitions(result),
+        spent=total_section(result),
         figures=_figures(result, images),
         galleries=_galleries(images),
         neighbourhoods=_neighbourhoods(images),

@@ -18,6 +18,7 @@ from rumfast.reporting.estimates import (
     range_text,
     standing,
 )
+from rumfast.reporting.totals import exact_text, total_text
 
 Result = Mapping[str, Any]
 HEADLINE = ("tow", "tow_mia")  # the paper's two summary metrics; everything else explains them
@@ -104,7 +105,8 @@ def _powerless(result: Result) -> tuple[str, str]:
         if needed
         else "More seeds and oracles would not tell the original apart; "
     )
-    return line, f"Retrained models range over {spans}. {more}`rumfast audit` looks with sharper metrics."
+    audit = f"{more}`rumfast audit` looks with sharper metrics."
+    return line, " ".join([f"Retrained models range over {spans}.", audit, *whole_cost(result)])
 
 
 def _doubt(result: Result, plan: Mapping[str, Any]) -> str:
@@ -130,7 +132,7 @@ def _against_band(result: Result, plan: Mapping[str, Any], metric: str) -> str:
 
 def cautions(result: Result) -> list[str]:
     """What would make a careful reader doubt or qualify the verdict; empty when nothing does."""
-    notes = [*_broken(result), *_over_forgetting(result), *result.get("notices", ())]
+    notes = [*_broken(result), *_over_forgetting(result)]
     if result.get("seeds") == 1:
         notes.append(
             "One seed per plan: its spread is not known and taken to be that of the oracles; small "
@@ -215,4 +217,9 @@ def _evidence(result: Result, plan: Mapping[str, Any]) -> str:
     cost = estimate(plan.get("cost")).mean
     if cost is not None:
         sentences.append(f"Unlearning took {cost_text(cost)} of the gradients of one retraining.")
-    return " ".join(sentences)
+    return " ".join([*sentences, *whole_cost(result)])
+
+
+def whole_cost(result: Result) -> list[str]:
+    """What the run trained in all, and the exact model that it trained on the way."""
+    return [text for text in (total_text(result), exact_text(result)) if text]

@@ -56,13 +56,23 @@ class Population:
         root = Path(root)
         if (root / "spec.json").exists():
             stored = cls.open(root).spec
-            data = spec.data if _same_data(stored, spec) else stored.data
-            moved = stored.model_copy(update={"data": data, "requests": spec.requests})
-            require_same(root, spec, moved)
-            if stored != moved:  # workers read where the data is from here, later requests what was deleted
+            population = cls.reopen(root, spec)
+            if stored != spec:  # workers read where the data is from here, later requests what was deleted
                 write_json(root / "spec.json", spec.model_dump(mode="json"))
-            return cls(root, spec)
+            return population
         write_json(root / "spec.json", spec.model_dump(mode="json"), replace=False)
+        return cls(root, spec)
+
+    @classmethod
+    def reopen(cls, root: Path, spec: PopulationSpec) -> "Population":
+        """Reopen an existing folder without writing to it; ``spec`` says where the data lies by now.
+
+        Raises:
+            MismatchError: it holds another population; lists the fields that differ.
+        """
+        stored = cls.open(root).spec
+        data = spec.data if _same_data(stored, spec) else stored.data
+        require_same(root, spec, stored.model_copy(update={"data": data, "requests": spec.requests}))
         return cls(root, spec)
 
     @classmethod
@@ -88,6 +98,10 @@ class Population:
         """Those of ``indices`` that are complete, by one listing of the folder."""
         complete = self._complete()
         return [index for index in indices if index in complete]
+
+    def complete(self) -> list[int]:
+        """All members that are complete, whatever was asked for."""
+        return sorted(self._complete())
 
     def has(self, index: int) -> bool:
         """Is member ``index`` complete?"""

@@ -166,9 +166,17 @@ class PopulationSpec(Strict):
         draw = np.random.Generator(np.random.PCG64(derive_seed("subset", self.seed, drawn)))
         if self.design == "independent":
             return pool[draw.random(len(pool)) < self.include]
-        size = int(round(self.include * len(pool), 9))  # 0.7 · 90 is 62.99…
-        chosen = np.sort(draw.choice(pool, size, replace=False))
+        chosen = np.sort(draw.choice(pool, _share(self.include, len(pool)), replace=False))
         return np.setdiff1d(pool, chosen) if self.design == "pairs" and index % 2 else chosen
+
+    def subset_size(self, index: int, examples: int) -> int:
+        """Number of ids in :meth:`subset`; nothing is drawn where the design fixes it."""
+        assert self.include is not None
+        if self.design == "independent":
+            return len(self.subset(index, examples))
+        pool = examples - len(self.excluded)
+        size = _share(self.include, pool)
+        return pool - size if self.design == "pairs" and index % 2 else size
 
     def holdout(self, index: int, examples: int) -> np.ndarray:
         """Sorted ids of the tenth of the pool that ``proxies`` member ``index`` is not trained on at first.
@@ -198,3 +206,7 @@ class PopulationSpec(Strict):
         """SHA-256 of all that members follow from; not of where the data lies, nor of requests before."""
         fields = self.model_copy(update={"requests": ()}).model_dump_json(exclude={"data": {"location"}})
         return hashlib.sha256(fields.encode()).hexdigest()
+
+
+def _share(include: float, pool: int) -> int:
+    return int(round(include * pool, 9))  # 0.7 · 90 is 62.99…
