@@ -11,7 +11,7 @@ from rumfast.errors import DataError
 from rumfast.evaluation.bands import NullBand
 from rumfast.evaluation.metrics import MEASURED, METRICS, Metric
 from rumfast.evaluation.outputs import Outputs
-from rumfast.evaluation.pairing import Pairing
+from rumfast.evaluation.pairing import Pairing, offline_a_of
 
 Verdict = Literal["inside", "outside", "cannot tell", "no power"]
 LEVEL = 0.05  # share of genuine retrains that lie outside some band
@@ -86,6 +86,11 @@ class Auditor:
         return self._statistics(audited, chosen)
 
     @cached_property
+    def offline_a(self) -> float:
+        """RMIA's a, chosen once on all oracles."""
+        return offline_a_of(self.oracles)
+
+    @cached_property
     def _thirds(self) -> list[tuple[np.ndarray, ...]]:
         """Disjoint thirds A, A', B of the oracles."""
         draw, m = np.random.default_rng([self.seed, 1]), self.third
@@ -149,7 +154,7 @@ class Auditor:
                 value_MK = metric.function(audited, self.oracles)
                 found_SQ[:, q] = [value_MK[np.ix_(rows, columns)].mean() for rows, columns in chosen]
         for s, (rows, columns) in enumerate(chosen if whole else ()):
-            pairing = Pairing(audited.take(rows), self.oracles.take(columns))
+            pairing = Pairing(audited.take(rows), self.oracles.take(columns), self.offline_a)
             for q, metric in whole:
                 found_SQ[s, q] = metric.function(pairing)
         return found_SQ

@@ -61,6 +61,19 @@ class Outputs(NamedTuple):
         )
 
 
+def of_kept_classes(test_label_N: np.ndarray, retain_label_R: np.ndarray) -> np.ndarray:
+    """True [N] for test examples of classes that some retain example has; for all where none is of these.
+
+    Oracles know nothing of a class that was forgotten as a whole: its test examples are no non-members to
+    compare forgotten examples with.
+
+    >>> of_kept_classes(np.array([0, 1, 2, 1]), np.array([2, 0, 0])).tolist()
+    [True, False, True, False]
+    """
+    kept_N = np.isin(test_label_N, retain_label_R)
+    return kept_N if kept_N.any() else np.ones_like(kept_N)
+
+
 def _margins(logits_NC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
     found = margins(torch.from_numpy(logits_NC), torch.from_numpy(label_N), ("margin",)).margin
     assert found is not None
