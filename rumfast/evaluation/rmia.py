@@ -16,9 +16,9 @@ def choose_offline_a(oracle_KF: np.ndarray, oracle_KR: np.ndarray, oracle_KZ: np
 
     No model that was trained on the forget set is looked at: attacked is each oracle, with the others as
     reference. Non-members are its margins on the forget set. Members are its margins on the retain set, which
-    it was trained on, in the forget examples' place: the quantile (r + ½)/F of them in that of the example
-    whose mean margin over the other oracles has rank r, since what is hard stays hard when trained on. The
-    authors attack a reference model too, one that was trained on half of the examples.
+    it was trained on, in the forget examples' place: the quantile (r + ½)/F of them for the example of rank
+    r in Pr_OUT, the mean over the other oracles, since what is hard stays hard when trained on. The authors'
+    code attacks a reference model too, one that was trained on half of the examples.
 
     Args:
         oracle_KF, oracle_KR, oracle_KZ: margins in nats of K oracles on forget, retain and test examples.
@@ -27,21 +27,23 @@ def choose_offline_a(oracle_KF: np.ndarray, oracle_KR: np.ndarray, oracle_KZ: np
         The a with the largest AUC, the smallest of equals.
 
     Raises:
-        DataError: as ``rmia``.
+        DataError: fewer than two oracles, shapes that do not fit, or a margin that is not finite.
 
     >>> forget, retain = np.array([[-4.0, 3.0], [-1.0, 4.0]]), np.full((2, 5), 4.0)
     >>> test = np.full((2, 3), 3.0)
     >>> choose_offline_a(forget, retain, test)
     0.0
     """
+    if len(oracle_KF) < 2:
+        raise DataError(f"choose_offline_a: got {len(oracle_KF)} oracles, expected at least 2")
     member_KF = _as_if_trained_on(oracle_KF, oracle_KR)
     sets = member_KF, oracle_KF, oracle_KZ, oracle_KZ
     return max(OFFLINE_A, key=lambda a: auc(rmia(*sets, offline_a=a)))
 
 
 def _as_if_trained_on(oracle_KF: np.ndarray, oracle_KR: np.ndarray) -> np.ndarray:
-    """Margins [K, F] of each oracle on its retain set, in the order of the forget set's over the others."""
-    rank_KF = _means_without_each(oracle_KF.astype(np.float64)).argsort(1).argsort(1)
+    """Margins [K, F] of each oracle on its retain set, ordered as the others' mean on the forget set is."""
+    rank_KF = _means_without_each(_probabilities(oracle_KF)).argsort(1, kind="stable").argsort(1)
     quantile_FK = np.quantile(oracle_KR, (np.arange(rank_KF.shape[1]) + 0.5) / rank_KF.shape[1], axis=1)
     return np.take_along_axis(quantile_FK.T, rank_KF, axis=1)
 

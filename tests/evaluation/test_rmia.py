@@ -154,6 +154,8 @@ def test_what_cannot_be_compared():
         rmia(x, x, z[:2], z)
     with pytest.raises(DataError, match="at least 2 oracles"):
         rmia(x, x[:1], z, z[:1])
+    with pytest.raises(DataError, match="choose_offline_a: got 1 oracles"):
+        choose_offline_a(x[:1], x[:1], z[:1])
     for a in (-0.1, 1.1, np.nan):
         with pytest.raises(UsageError, match="rmia: got an offline_a of"):
             rmia(x, x, z, z, offline_a=a)
