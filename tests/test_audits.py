@@ -13,6 +13,8 @@ from rumfast.data import load_dataset
 from rumfast.errors import UsageError
 from rumfast.evaluation import METRICS
 from rumfast.evaluation.metrics import definitions
+from rumfast.evaluation.outputs import collect
+from rumfast.evaluation.pairing import offline_a_of
 from rumfast.pipeline.audit_parts import memorization_levels
 from rumfast.pipeline.audits import CONSTANT, HELD_OUT, AuditConfig, audit
 from rumfast.plans import read_plan
@@ -86,6 +88,21 @@ def test_every_finding_has_a_value_in_range_an_interval_and_a_band(made):
             assert high is None or finding["high"] <= high, name
             assert finding["null"]["low"] <= finding["null"]["mean"] <= finding["null"]["high"]
             assert finding["verdict"] in ("inside", "outside", "cannot tell", "no power")
+
+
+def test_rmia_has_the_a_that_its_oracles_choose(made):
+    recipe, out, record = made
+    split, data = np.load(out / "forget" / "split.npz"), load_dataset(recipe.data.path)
+    data = data.take(300, 120, recipe.data.seed)
+    reference, pool = Population.open(out / "oracles"), []
+    for index in range(9):
+        logits = reference.outputs(index)
+        pool.append((logits["train"], logits["test"]))
+    labels = data.train.label_N, data.test.label_N
+    oracles = collect(pool, *labels, split["forget"], split["retain"], mia_examples=100)
+    assert record["rmia_a"] == offline_a_of(oracles)
+    page = (out / "audit" / "index.html").read_text(encoding="utf-8")
+    assert "chosen on the oracles" in page
 
 
 def test_values_are_those_of_the_models(made):
@@ -165,7 +182,8 @@ def test_the_record_conforms_to_the_schema_and_misspelt_ones_do_not(made, valida
     validator.validate(record)
     for path in ((), ("models", 0), ("models", 0, "findings", "tow"), ("false_alarms",), ("examples", 0)):
         for key in list(_at(record, path)):
-            for replacement in ({}, {f"{key}x": 1}):
+            # RMIA's a is absent from audits of before.
+            for replacement in ({}, {f"{key}x": 1})[key == "rmia_a" :]:
                 broken = deepcopy(record)
                 inner = _at(broken, path)
                 inner.pop(key)

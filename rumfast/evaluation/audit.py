@@ -10,7 +10,7 @@ from rumfast.errors import DataError
 from rumfast.evaluation.bands import NullBand, within
 from rumfast.evaluation.metrics import METRICS, Metric, applies
 from rumfast.evaluation.outputs import Outputs
-from rumfast.evaluation.pairing import Pairing
+from rumfast.evaluation.pairing import Pairing, offline_a_of
 from rumfast.evaluation.verdicts import Finding, judge
 
 LEVEL = 0.05  # share of genuine retrains that lie outside some band
@@ -72,6 +72,11 @@ class Auditor:
         draw = np.random.default_rng([self.seed, 0])
         chosen = [(draw.permutation(self.models)[: self.third], b) for _, _, b in self._thirds]
         return self._statistics(audited, chosen)
+
+    @cached_property
+    def offline_a(self) -> float:
+        """RMIA's a, chosen once on all oracles."""
+        return offline_a_of(self.oracles)
 
     @cached_property
     def _thirds(self) -> list[tuple[np.ndarray, ...]]:
@@ -143,7 +148,7 @@ class Auditor:
                 value_MK = metric.function(audited, self.oracles)
                 found_SQ[:, q] = [value_MK[np.ix_(rows, columns)].mean() for rows, columns in chosen]
         for s, (rows, columns) in enumerate(chosen if whole else ()):
-            pairing = Pairing(audited.take(rows), self.oracles.take(columns))
+            pairing = Pairing(audited.take(rows), self.oracles.take(columns), self.offline_a)
             for q, metric in whole:
                 found_SQ[s, q] = metric.function(pairing)
         return found_SQ

@@ -133,14 +133,13 @@ def _roc(which: str, label: str, definition: str, source: str) -> dict[str, Metr
             f"{label} {name}", text, source, better, (0, 1), "population", function, True, forgotten
         )
 
+    either = "false positives, by scores above or below a threshold, whichever finds more,"
     return {
         # An AUC below the oracles' gives as much away: its opposite is an attack.
         f"{which}_auc": entry("AUC", "area under the ROC curve", auc, "oracle"),
-        f"{which}_tpr_1": entry(
-            "TPR@1%", "true positive rate at 1 % false positives", partial(tpr_at, fpr=0.01)
-        ),
+        f"{which}_tpr_1": entry("TPR@1%", f"true positive rate at 1 % {either}", partial(tpr_at, fpr=0.01)),
         f"{which}_tpr_01": entry(
-            "TPR@0.1%", "true positive rate at 0.1 % false positives", partial(tpr_at, fpr=0.001)
+            "TPR@0.1%", f"true positive rate at 0.1 % {either}", partial(tpr_at, fpr=0.001)
         ),
     }
 
@@ -211,8 +210,9 @@ METRICS: Mapping[str, Metric] = {
     **_roc(
         "rmia",
         "RMIA",
-        "share of test examples whose probability, relative to oracles', is exceeded by the example's, and "
-        "by how much where all are",
+        "share of test examples of kept classes whose probability over ½[(1 + a)·p + 1 − a], p its mean "
+        "over oracles, is exceeded by the example's, and by how much where all or none are; a is chosen on "
+        "the oracles alone",
         sources.RMIA,
     ),
     "forgetting_quality": Metric(

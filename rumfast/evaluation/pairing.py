@@ -7,17 +7,33 @@ import numpy as np
 from rumfast.evaluation.forgetting import epsilon, final_score, forgetting_quality
 from rumfast.evaluation.klom import klom
 from rumfast.evaluation.lira import u_lira
-from rumfast.evaluation.outputs import Outputs
-from rumfast.evaluation.rmia import rmia
+from rumfast.evaluation.outputs import Outputs, of_kept_classes
+from rumfast.evaluation.rmia import choose_offline_a, rmia
 from rumfast.evaluation.roc import Attack
 
 
-class Pairing:
-    """Models, unlearned or not, and oracles."""
+def offline_a_of(oracles: Outputs) -> float:
+    """RMIA's a, chosen on oracles alone; the same for all that is held against these or some of them."""
+    return choose_offline_a(oracles.forget.margin_MN, oracles.retain.margin_MN, _population_margins(oracles))
 
-    def __init__(self, audited: Outputs, oracles: Outputs) -> None:
+
+def _population_margins(outputs: Outputs) -> np.ndarray:
+    """Margins [M, Z] on the test examples that RMIA compares with."""
+    kept_N = of_kept_classes(outputs.test.label_N, outputs.retain.label_N)
+    return outputs.test.margin_MN[:, kept_N]
+
+
+class Pairing:
+    """Models, unlearned or not, and oracles.
+
+    Args:
+        offline_a: RMIA's a, see ``offline_a_of``.
+    """
+
+    def __init__(self, audited: Outputs, oracles: Outputs, offline_a: float) -> None:
         self.audited = audited
         self.oracles = oracles
+        self.offline_a = offline_a
         self.klom = cache(self._klom)
 
     def _klom(self, which: str) -> np.ndarray:
@@ -31,11 +47,10 @@ class Pairing:
 
     @cached_property
     def rmia(self) -> Attack:
-        """The attack that asks how much likelier an example is than test examples are."""
-        ours, theirs = self.audited, self.oracles
-        return rmia(
-            ours.forget.margin_MN, theirs.forget.margin_MN, ours.test.margin_MN, theirs.test.margin_MN
-        )
+        """The attack that asks how much likelier an example is than test examples of kept classes are."""
+        both = self.audited, self.oracles
+        forget, population = (outputs.forget.margin_MN for outputs in both), map(_population_margins, both)
+        return rmia(*forget, *population, offline_a=self.offline_a)
 
     @cached_property
     def quality(self) -> float:

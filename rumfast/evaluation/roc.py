@@ -55,7 +55,9 @@ def tpr_at(attack: Attack, fpr: float) -> float:
     """Largest share of members found by a threshold that accuses at most ``fpr`` of the non-members.
 
     TPR = max {share of members > t : share of non-members > t ≤ fpr} (Carlini et al. 2022, arXiv 2112.03570,
-    section III). Nothing is interpolated: below 1/Q no non-member may be accused at all.
+    section III), of the attack or of its opposite, which accuses below t, whichever finds more: scores far
+    below the non-members' tell members as surely as scores far above. Nothing is interpolated: below 1/Q no
+    non-member may be accused at all.
 
     Args:
         fpr: in [0, 1].
@@ -78,6 +80,8 @@ def tpr_at(attack: Attack, fpr: float) -> float:
 def curve(attack: Attack) -> Curve:
     """The ROC at 82 false positive rates, 0 and 20 a decade from 1e-4 to 1, each as ``tpr_at`` has it.
 
+    At each rate it is that of the attack or of its opposite, whichever finds more.
+
     Raises:
         DataError: no score of either kind, or one that is NaN.
 
@@ -88,7 +92,14 @@ def curve(attack: Attack) -> Curve:
 
 
 def _true_positives(attack: Attack, fpr_T: np.ndarray) -> np.ndarray:
+    """The greater true positive rate [T] of the attack and its opposite."""
     member_P, non_member_Q = _sorted(attack)
+    opposite = -member_P[::-1], -non_member_Q[::-1]
+    return np.maximum(_found_above(member_P, non_member_Q, fpr_T), _found_above(*opposite, fpr_T))
+
+
+def _found_above(member_P: np.ndarray, non_member_Q: np.ndarray, fpr_T: np.ndarray) -> np.ndarray:
+    """Share [T] of members above the lowest threshold that accuses few enough; scores are in rising order."""
     # 0.29 · 100 is 28.999…: a rate means the whole count next to it.
     allowed_T = np.floor(fpr_T * len(non_member_Q) + 1e-9).astype(np.intp)
     # The threshold is the greatest non-member that must not be accused; none is left at fpr = 1.

@@ -176,8 +176,8 @@ def ranking(auditor: Auditor, values: Mapping[str, np.ndarray]) -> dict[str, Any
     }
 
 
-def curves(audited: Outputs, oracles: Outputs) -> dict[str, Any]:
-    """ROC curves of both attacks, of all models against all oracles."""
-    pairing = Pairing(audited, oracles)
+def curves(audited: Outputs, oracles: Outputs, offline_a: float) -> dict[str, Any]:
+    """ROC curves of both attacks, of all models against all oracles; RMIA's with the audit's a."""
+    pairing = Pairing(audited, oracles, offline_a)
     found = {"u_lira": curve(pairing.u_lira), "rmia": curve(pairing.rmia)}
     return {name: {"fpr": roc.fpr_T.tolist(), "tpr": roc.tpr_T.tolist()} for name, roc in found.items()}

@@ -121,6 +121,7 @@ class _Audit:
             "held_out": n,
             "splits": config.splits,
             "level": LEVEL,
+            "rmia_a": auditor.offline_a,
             "metrics": definitions(auditor.metrics),
             "models": [
                 audit_parts.model_record(each, found[each.name], found[NONE], auditor) for each in audited
@@ -133,7 +134,9 @@ class _Audit:
             "breakdown": audit_parts.breakdown(
                 run, audited, reference, splits=config.splits, seed=config.seed
             ),
-            "roc": {each.name: audit_parts.curves(each.outputs, reference) for each in audited},
+            "roc": {
+                each.name: audit_parts.curves(each.outputs, reference, auditor.offline_a) for each in audited
+            },
             "examples": audit_parts.examples(run, audited, reference),
             "relearning": {name: each["relearning"].tolist() for name, each in probes.items()},
             "environment": environment(),

@@ -198,11 +198,13 @@ def _definitions(record: Record) -> list[tuple[str, str]]:
 
 def _audit_facts(record: Record) -> provenance.Rows:
     """How many models, how many draws, how soon they relearn."""
+    rmia_a = [("RMIA's a, chosen on the oracles", f"{record['rmia_a']:g}")] if "rmia_a" in record else []
     return [
         ("models of each kind", count_text(record["population"])),
         ("held-out oracles", count_text(record["held_out"])),
         ("random draws per interval and band", count_text(record["splits"])),
         ("stated level", f"{record['level']:.0%}"),
+        *rmia_a,
         *(
             (f"relearning steps of {name} models, mean", _mean(values))
             for name, values in record["relearning"].items()

@@ -35,7 +35,8 @@ ATTACKS = {
 def roc_panels(record: Record) -> str:
     """ROC curves of U-LiRA and RMIA for each population, both axes logarithmic, chance dotted.
 
-    Marked: the true positive rate at 1 % and at 0.1 % false positives. Returns SVG.
+    Each is of the attack or its opposite, at each rate of whichever finds more. Marked: the true positive
+    rate at 1 % and at 0.1 % false positives. Returns SVG.
     """
     curves, title = record["roc"], "ROC curves of membership attacks"
     with mpl.rc_context(STYLE):

@@ -74,7 +74,7 @@ SCORES: dict[str, Score] = {
     ),
     "curvature": Score(
         "loss curvature",
-        "‖∇ₓL(x + hv) − ∇ₓL(x)‖₂ along the gradient's sign, h = 0.01 in normalised images, mean over epochs",
+        "‖∇ₓL(x + hv) − ∇ₓL(x)‖₂ along the gradient's sign, h = 0.01 in pixels of [0, 1], mean over epochs",
         "proxies",
         0.0,
         INF,

@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from rumfast.errors import DataError
 
-STEP = 0.01  # length of h·v in the model's input space, which is that of normalised images
+STEP = 0.01  # length of h·v, in pixels from 0 to 1
 
 
 def loss_curvature(
@@ -18,15 +18,16 @@ def loss_curvature(
 ) -> Tensor:
     """Curvature of each example's loss along the sign of its input gradient, by finite difference.
 
-    ‖∇ₓL(x + hv) − ∇ₓL(x)‖₂ with v = sign(g)/‖sign(g)‖₂ and g = ∇ₓL(x), where x is the normalised image and L
-    the cross-entropy (Zhao & Triantafillou 2024, arXiv 2410.16516, section 3; the direction is that of
-    Moosavi-Dezfooli et al. 2019). To first order h·‖∇²ₓL · v‖₂. Rises with memorization.
+    ‖∇ₓL(x + hv) − ∇ₓL(x)‖₂ with v = sign(g)/‖sign(g)‖₂ and g = ∇ₓL(x), where L is the cross-entropy and x the
+    image (Zhao & Triantafillou 2024, arXiv 2410.16516, section 3; the direction is that of Moosavi-Dezfooli
+    et al. 2019). Their x is in pixels from 0 to 1, and their network normalises it; for the same ``step``,
+    let ``model`` do so. To first order h·‖∇²ₓL · v‖₂. Rises with memorization.
 
     Args:
         model: logits [B, C] of images, in eval mode: batch norm in train mode would mix the examples.
         image_BCHW: as the model takes them; any shape [B, …].
         label_B: int64.
-        step: h.
+        step: h, in units of the image.
 
     Returns:
         [B] float64 in [0, ∞); 0 where the gradient vanishes.

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rumfast.data import Dataset
 from rumfast.errors import DivergedError
-from rumfast.kernels.augment import normalise
 from rumfast.loaders import Batch, batch_bounds
 from rumfast.runtime import derive_seed, exact_float32
 from rumfast.scores import loss_curvature, symmetric_divergence
@@ -89,17 +88,20 @@ def _holdout(learner: Learner, data: Dataset, held: np.ndarray, seed: int) -> tu
 def curvatures(learner: Learner, data: Dataset, ids: np.ndarray) -> np.ndarray:
     """Loss curvature [K] of the training examples ``ids`` in eval mode and float32, without augmentation.
 
-    In batches of the recipe's size, since what fits for a training step fits here; the model's mode is kept.
+    Step and gradients are those of pixels in [0, 1], before images are normalised. In batches of the
+    recipe's size, since what fits for a training step fits here; the model's mode is kept.
     """
     model, was_training = learner.model, learner.model.training
     model.eval()
+    mean, std = (torch.tensor(each, device=learner.device).view(-1, 1, 1) for each in (data.mean, data.std))
     parts = []
     for start, stop in batch_bounds(len(ids), learner.config.batch_size):
         chosen = ids[start:stop]
-        image = torch.from_numpy(data.train.image_NHWC[chosen]).to(learner.device)
+        image_BHWC = torch.from_numpy(data.train.image_NHWC[chosen]).to(learner.device)
+        pixel_BCHW = image_BHWC.permute(0, 3, 1, 2).float() / 255  # channels-last in memory, as batches are
         label_B = torch.from_numpy(data.train.label_N[chosen]).to(learner.device)
         with exact_float32():
-            parts.append(loss_curvature(model, normalise(image, data.mean, data.std), label_B))
+            parts.append(loss_curvature(lambda pixel: model((pixel - mean) / std), pixel_BCHW, label_B))
     model.train(was_training)
     return torch.cat(parts).cpu().numpy()
 

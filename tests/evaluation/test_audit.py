@@ -5,6 +5,8 @@ from populations import population
 from rumfast.errors import DataError
 from rumfast.evaluation import METRICS, NullBand
 from rumfast.evaluation.audit import Auditor, models_needed
+from rumfast.evaluation.pairing import offline_a_of
+from rumfast.evaluation.rmia import OFFLINE_A
 from rumfast.evaluation.verdicts import Finding, judge, without_power
 
 BAND = NullBand(0.5, 0.4, 0.6, 8)
@@ -51,6 +53,21 @@ def test_what_forgot_nothing_is_found_by_every_attack_that_can(auditor):
         assert found[name].verdict == "outside", name
     for name in ("accuracy_retain", "accuracy_test", "klom_retain", "klom_test"):
         assert found[name].verdict != "outside", name  # these sets it treats as oracles do
+
+
+@pytest.mark.parametrize("forget, auc", [(6.0, 1.0), (-6.0, 0.0)])
+def test_attacks_find_what_forgot_too_little_and_what_forgot_too_much(auditor, forget, auc):
+    found = auditor.audit(population(24, forget=forget, seed=3))
+    for attack in ("u_lira", "rmia"):
+        assert found[f"{attack}_auc"].verdict == "outside"
+        assert found[f"{attack}_tpr_1"].verdict == "outside", attack
+        assert found[f"{attack}_tpr_01"].verdict != "inside", attack
+    assert found["rmia_auc"].value == pytest.approx(auc, abs=0.05)
+
+
+def test_one_a_for_all_thirds_of_the_same_oracles(auditor, oracles):
+    assert auditor.offline_a == offline_a_of(oracles)
+    assert auditor.offline_a in OFFLINE_A
 
 
 def test_genuine_retrains_are_rarely_outside_any_band():

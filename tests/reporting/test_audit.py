@@ -209,3 +209,9 @@ def test_write_puts_the_page_or_says_why_not(audit_record, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         write_audit(tmp_path / "file" / "index.html", audit_record)
+
+
+def test_rmia_a_is_shown_where_it_was_chosen(audit_record):
+    assert "RMIA&#39;s a, chosen on the oracles" not in render(audit_record)  # audits of before
+    page = render(audit_record | {"rmia_a": 0.3})
+    assert re.search(r"RMIA&#39;s a, chosen on the oracles.{0,40}0\.3<", page, re.DOTALL)

@@ -43,8 +43,9 @@ def test_dots_lie_where_their_means_do_in_the_colour_of_their_verdicts(result, m
         expected = left + (right - left) * (mean - band["low"]) / (band["high"] - band["low"])
         assert x == pytest.approx(expected, abs=0.01)
         assert top < y < bottom
-        colour = {"inside": "--fig-in,", "outside": "--fig-out,"}
-        assert colour.get(plan["metrics"][metric]["verdict"], "--fig-muted,") in ET.tostring(part(svg, f"plan-{index}"), encoding="unicode")
+        colours = {"inside": "--fig-in,", "outside": "--fig-out,"}
+        colour = colours.get(plan["metrics"][metric]["verdict"], "--fig-muted,")
+        assert colour in ET.tostring(part(svg, f"plan-{index}"), encoding="unicode")
         heights.append(y)
     assert heights == sorted(heights)  # the order of the table
 

@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +91,21 @@ def test_curvature_is_measured_in_eval_mode_and_leaves_train_mode_on(digits, rec
         Learner(digits, recipe.model_copy(update={"batch_size": 7}), "cpu", model=learner.model), digits, ids
     )
     np.testing.assert_allclose(one, found, rtol=1e-3)
+
+
+def test_curvature_is_that_of_pixels_before_they_are_normalised():
+    # One pixel whose channels are the means, and logits w·x̂ and 0 of the normalised pixel, w = (3, −4, 0): in
+    # pixels w' = w/std = (6, −16, 0), p = ½ and v = ±(1, −1, 0)/√2. A step of 0.01 moves the logit to
+    # −0.01·22/√2 = −0.15556, where p = 0.46119, and the gradient by 0.03881·‖w'‖ = 0.03881·√292.
+    linear = torch.nn.Linear(3, 2, bias=False)
+    linear.weight.data = torch.tensor([[3.0, -4.0, 0.0], [0.0, 0.0, 0.0]])
+    model = torch.nn.Sequential(torch.nn.Flatten(), linear)
+    learner = SimpleNamespace(model=model, device="cpu", config=SimpleNamespace(batch_size=2))
+    image_NHWC = np.array([51, 102, 153], np.uint8).reshape(1, 1, 1, 3)
+    train = SimpleNamespace(image_NHWC=image_NHWC, label_N=np.array([0]))
+    data = SimpleNamespace(train=train, mean=(0.2, 0.4, 0.6), std=(0.5, 0.25, 1.0))
+    (found,) = curvatures(learner, data, np.array([0]))
+    assert found == pytest.approx(0.03881 * 292**0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize(
