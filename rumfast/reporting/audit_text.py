@@ -29,7 +29,7 @@ HEADLINE = (
 )
 MARKS = {"inside": "✓", "outside": "✗", "cannot tell": "?", "no power": "–"}
 LEGEND = (
-    "✓ inside the band of retrained models; ✗ outside; ? cannot tell; – inside, but the audit has no power"
+    "✓ inside the band of retrained models; ✗ outside; ? cannot tell; – inside, as the original is: no power"
 )
 DIRECTIONS = {
     "higher": "higher is better",

@@ -87,9 +87,10 @@ def _difference(result: Result, plan: Mapping[str, Any]) -> str:
 def _powerless(result: Result) -> tuple[str, str]:
     """Headline and detail where even the original scores as retrained models do."""
     size = _size(result)
+    them = "it" if size == "example" else "them"
     line = (
         f"Cannot tell whether any plan forgot the {size}: the original, which was trained on "
-        f"{'it' if size == 'example' else 'them'}, already scores like a model that was not, by every metric."
+        f"{them}, already scores like a model that was not, by every metric that looks at {them}."
     )
     shown = [metric for metric in ("accuracy_forget", "mia") if band_range(result["bands"].get(metric))]
     spans = " and ".join(

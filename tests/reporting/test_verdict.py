@@ -59,7 +59,7 @@ def test_where_the_original_scores_like_retrained_models_nothing_can_be_told(res
     found = verdict(judge_again(result))
     assert found.state == "cannot tell" and found.headline == (
         "Cannot tell whether any plan forgot the 3 examples: the original, which was trained on them, "
-        "already scores like a model that was not, by every metric."
+        "already scores like a model that was not, by every metric that looks at them."
     )
     assert "Retrained models range over 0.0–100.0% in Forget accuracy" in found.detail
     assert "About 12 seeds and 12 oracles would tell" in found.detail
