@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rumfast.bench.cells import DIFFERENCE, SHARE, interval_text
 from rumfast.bench.machine import taken
 from rumfast.bench.member import fit, logits
 from rumfast.bench.plain import normalised, plain_loader, plain_workers
@@ -151,8 +152,8 @@ def row(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **pairs[0]["setting"],
         "seeds": len(pairs),
-        "accuracy": {way: t_interval(values, (0, 1))._asdict() for way, values in accuracy.items()},
-        "difference": t_interval(difference, (-1, 1))._asdict(),
+        "accuracy": {way: t_interval(values, SHARE)._asdict() for way, values in accuracy.items()},
+        "difference": t_interval(difference, DIFFERENCE)._asdict(),
         "seconds": {way: [pair[way][1] for pair in pairs] for way in (OURS, PLAIN)},
     }
 
@@ -209,17 +210,13 @@ def accuracy_table(record: Mapping[str, Any]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in record["rows"]:
-        means = [_mean(row["accuracy"][way]) for way in (OURS, PLAIN)]
+        means = [interval_text(row["accuracy"][way], SHARE, ".4f") for way in (OURS, PLAIN)]
+        difference = interval_text(row["difference"], DIFFERENCE, "+.4f")
         seconds = [f"{median(row['seconds'][way]):.3g}" for way in (OURS, PLAIN)]
         name = f"{row['recipe']}, {row['examples']:,} examples, {row['epochs']} epochs"
-        cells = [name, row["dtype"], f"{row['seeds']} each", *means, _mean(row["difference"], "+"), *seconds]
+        cells = [name, row["dtype"], f"{row['seeds']} each", *means, difference, *seconds]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", taken(record)]) + "\n"
-
-
-def _mean(interval: Mapping[str, Any], sign: str = "") -> str:
-    half = "" if interval["low"] is None else f" ± {interval['mean'] - interval['low']:.4f}"
-    return f"{interval['mean']:{sign}.4f}{half}"
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rumfast.bench.cells import DIFFERENCE, interval_text, metric_cell
 from rumfast.bench.machine import taken
 from rumfast.reporting.experiment import FAILED, claim_text
 
@@ -25,7 +26,7 @@ def difficulty_table(metric: str) -> Callable[[Record], str]:
         lines += [f"| *{name}* | {' | '.join(cells)} |" for name, cells in measured]
         for name in dict.fromkeys(name for each in sets for name in each["algorithms"]):
             plans = [each["algorithms"].get(name) for each in sets]
-            cells = ["" if plan is None else _cell(plan["metrics"][metric]) for plan in plans]
+            cells = ["" if plan is None else metric_cell(plan["metrics"][metric]) for plan in plans]
             lines.append(f"| `{name}` | {' | '.join(cells)} |")
         bands = [each["bands"][metric] for each in sets]
         lines.append(f"| *retrained* | {' | '.join(_band(band) for band in bands)} |")
@@ -42,7 +43,7 @@ def plans_table(record: Record) -> str:
     labels = [record["metrics"][metric]["label"] for metric in metrics]
     lines = [f"| plan | {' | '.join(labels)} | cost | tried |", "|---|" + "---:|" * (len(labels) + 2)]
     for plan in record["plans"]:
-        cells = [_cell(plan["metrics"][metric]) for metric in metrics]
+        cells = [metric_cell(plan["metrics"][metric]) for metric in metrics]
         lines.append(f"| `{plan['name']}` | {' | '.join(cells)} | {plan['cost']:.0%} | {plan['tried']} |")
     bands = [_band(record["bands"][metric]) for metric in metrics]
     lines.append(f"| *retrained* | {' | '.join(bands)} | 100% | |")
@@ -90,20 +91,13 @@ def _page(lines: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(metric: Mapping[str, Any]) -> str:
-    half = "" if metric["low"] is None else f" ± {metric['mean'] - metric['low']:.3f}"
-    return f"**{metric['mean']:.3f}**{half}" if metric["inside"] else f"{metric['mean']:.3f}{half}"
-
-
 def _band(band: Mapping[str, Any]) -> str:
     return f"{band['low']:.3f} – {band['high']:.3f}"
 
 
 def _difference(row: Mapping[str, Any]) -> str:
-    mean, low = row["interval"]["mean"], row["interval"]["low"]
-    text = f"{mean:+.3f}" if row["verdict"] == "undecided" else f"**{mean:+.3f}**"
-    half = "" if low is None else f" ± {mean - low:.3f}"
-    return f"{text}{half}{'' if row['simultaneous'] == 'undecided' else ' †'}"
+    text = interval_text(row["interval"], DIFFERENCE, "+.3f", bold=row["verdict"] != "undecided")
+    return f"{text}{'' if row['simultaneous'] == 'undecided' else ' †'}"
 
 
 def _left_out(record: Record) -> list[str]:

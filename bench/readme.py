@@ -18,6 +18,7 @@ import numpy as np
 
 from rumfast.bench import audit_tables, experiment_tables, score_tables, sweep_tables
 from rumfast.bench.accuracy import accuracy_table
+from rumfast.bench.cells import DIFFERENCE, interval_text, metric_cell
 from rumfast.bench.machine import taken
 from rumfast.bench.report import OWN, epochs_table
 from rumfast.errors import MismatchError
@@ -119,7 +120,7 @@ def evaluation_table(record: Mapping[str, Any]) -> str:
     labels = [record["metrics"][metric]["label"] for metric in METRICS]
     lines = [f"| plan | {' | '.join(labels)} | cost |", "|---|" + "---:|" * (len(labels) + 1)]
     for plan in record["plans"]:
-        cells = [_cell(plan["metrics"][metric]) for metric in METRICS]
+        cells = [metric_cell(plan["metrics"][metric]) for metric in METRICS]
         lines.append(f"| `{plan['name']}` | {' | '.join(cells)} | {plan['cost']:.0%} |")
     bands = [
         f"{record['bands'][metric]['low']:.3f} – {record['bands'][metric]['high']:.3f}" for metric in METRICS
@@ -152,15 +153,9 @@ def _differences(record: Mapping[str, Any]) -> list[str]:
 
 
 def _difference(difference: np.ndarray) -> str:
-    mean, low, high, _ = t_interval(difference.tolist(), (-1, 1))
-    if low is None or high is None:
-        return f"{mean:+.3f}"
-    return f"**{mean:+.3f}** ± {mean - low:.3f}" if low > 0 or high < 0 else f"{mean:+.3f} ± {mean - low:.3f}"
-
-
-def _cell(metric: Mapping[str, Any]) -> str:
-    half = "" if metric["low"] is None else f" ± {metric['mean'] - metric['low']:.3f}"
-    return f"**{metric['mean']:.3f}**{half}" if metric["inside"] else f"{metric['mean']:.3f}{half}"
+    found = t_interval(difference.tolist(), DIFFERENCE)
+    clear = found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
+    return interval_text(found._asdict(), DIFFERENCE, "+.3f", bold=clear)
 
 
 TABLES: dict[tuple[str, str | None], Callable[[Mapping[str, Any]], str]] = {

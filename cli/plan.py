@@ -99,7 +99,7 @@ def _show(result: Mapping[str, Any]) -> None:
         f"Chosen: {result['best']}, {best['steps']}\n"
         f"Worth: {GOALS[result['objective']]} on up to {result['pairs']} pairs of original and "
         f"surrogate, less {result['caution']:g} standard deviations; it flatters what was chosen. "
-        "ToW and ToW-MIA of the finalists, mean ± half of the 95 % t-interval, are "
+        "ToW and ToW-MIA of the finalists, mean and 95 % t-interval, are "
         f"from {checked} surrogates that no choice depended on{shared}. "
         f"Mean scores of the forget set: {alike}; where surrogates are easier, expect less. "
         f"{result['wall_s']:.0f} s of training and trying.",
@@ -111,5 +111,5 @@ def _show(result: Mapping[str, Any]) -> None:
 def _interval(interval: Mapping[str, Any] | None) -> str:
     if interval is None:
         return ""
-    half = "" if interval["low"] is None else f" ±{interval['mean'] - interval['low']:.3f}"
-    return f"{interval['mean']:.3f}{half}"
+    span = "" if interval["low"] is None else f" {interval['low']:.3f}–{interval['high']:.3f}"
+    return f"{interval['mean']:.3f}{span}"

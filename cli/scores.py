@@ -96,7 +96,7 @@ def _costs(summary: Mapping[str, Any]) -> Table:
 
 
 def _matrix(summary: Mapping[str, Any]) -> Table:
-    table = _table("Spearman of each pair, ± half of its 95 % interval")
+    table = _table("Spearman of each pair, its 95 % interval below")
     table.add_column("")
     for column in range(len(summary["names"]) - 1):
         table.add_column(str(column + 1), justify="right", no_wrap=True)
@@ -106,7 +106,7 @@ def _matrix(summary: Mapping[str, Any]) -> Table:
 
 
 def _classes(summary: Mapping[str, Any]) -> Table:
-    table = _table("Means by class, that of memorization ± half of its 95 % interval over examples")
+    table = _table("Means by class, that of memorization with its 95 % interval over examples")
     others = summary["names"][1:]
     table.add_column("class")
     for heading in ("examples", "flipped", "1", *(str(index + 2) for index in range(len(others)))):
@@ -114,7 +114,7 @@ def _classes(summary: Mapping[str, Any]) -> Table:
     for row in summary["classes"]:
         found = _number(row["means"]["memorization"])
         if row["interval"] is not None:
-            found += f" ±{(row['interval'][1] - row['interval'][0]) / 2:.3f}"
+            found += " {:.3f}–{:.3f}".format(*row["interval"])
         means = [_number(row["means"][name]) for name in others]
         table.add_row(row["name"], f"{row['count']:,}", f"{row['flipped']:.1%}", found, *means)
     return table
@@ -144,7 +144,7 @@ def _interval(summary: Mapping[str, Any], index: int) -> str:
 
 def _cell(summary: Mapping[str, Any], row: int, column: int) -> str:
     rho, low, high = (summary["spearman"][key][row][column] for key in ("rho", "low", "high"))
-    return "–" if rho is None else f"{rho:+.2f}±{(high - low) / 2:.2f}"
+    return "–" if rho is None else f"{rho:+.2f}\n{low:+.2f}…{high:+.2f}"
 
 
 def _seconds(value: float | None) -> str:

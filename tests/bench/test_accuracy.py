@@ -124,8 +124,8 @@ def test_table_has_intervals_where_there_are_several_models():
     environment = {"gpu": None, "cpu": "a CPU", "torch": "2.11", "rumfast": "1", "commit": "abc"}
     lines = accuracy.accuracy_table({"rows": [row], "environment": environment}).splitlines()
     assert lines[2] == (
-        "| tiny, 1,400 examples, 5 epochs | bfloat16 | 2 each | 0.9000 ± 0.0500 | 0.9100 | -0.0100 ± 0.0200 "
-        "| 3 | 11 |"
+        "| tiny, 1,400 examples, 5 epochs | bfloat16 | 2 each | 0.9000 [0.8500, 0.9500] | 0.9100 "
+        "| -0.0100 [-0.0300, +0.0100] | 3 | 11 |"
     )
     assert {line.count("|") for line in lines[:3]} == {9}
 

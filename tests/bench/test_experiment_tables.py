@@ -26,7 +26,7 @@ def test_difficulty_table_has_a_column_for_each_set_in_its_order(difficulty_reco
     assert table["*memorization, mean*"][:3] == ["0.10", "0.50", "0.90"]
     assert table["*ES*"][3:] == ["30", "20", "40"]
     # finetune at low: 0.90, 0.91, 0.93; their mean is 0.9133, and t(0.975, 2) s/√3 = 0.038
-    assert table["`finetune`"][0] == "**0.913** ± 0.038"
+    assert table["`finetune`"][0] == "**0.913** [0.875, 0.951]"
     assert table["*retrained*"][0] == "0.850 – 0.950"
 
 
@@ -46,7 +46,7 @@ def test_setting_reckons_minutes_from_the_workers_seconds(difficulty_record):
 
 def test_plans_in_the_band_are_bold(rum_record):
     table = rows(plans_table(rum_record))
-    assert table["`auto`"][0].startswith("**0.933**") and table["`rum`"][0].startswith("0.850 ±")
+    assert table["`auto`"][0].startswith("**0.933**") and table["`rum`"][0].startswith("0.850 [")
     assert table["`auto`"][-2:] == ["25%", "40"] and table["`rum`"][-1] == "4"
     assert "`auto` is `all: auto`" in plans_table(rum_record)
 
@@ -54,8 +54,8 @@ def test_plans_in_the_band_are_bold(rum_record):
 def test_differences_are_bold_where_the_interval_excludes_zero(rum_record):
     table = rows(differences_table(rum_record))
     # 0.10, 0.11, 0.10: mean 0.1033, half 4.303 · 0.00577 / √3 = 0.0143
-    assert table["`finetune+rum-f` − `finetune`"] == ["**+0.103** ± 0.014 †"] * 2 + [""]
-    assert table["`finetune+rum-f` − `finetune+shuffle`"] == ["+0.000 ± 0.000"] * 2 + [""]
+    assert table["`finetune+rum-f` − `finetune`"] == ["**+0.103** [+0.089, +0.118] †"] * 2 + [""]
+    assert table["`finetune+rum-f` − `finetune+shuffle`"] == ["+0.000 [+0.000, +0.000]"] * 2 + [""]
     assert table["`rum` − `rum+reversed`"][0].startswith("+0.010")
     assert all(table["`auto` (40) − `finetune` (4)"])  # and the mean of both
     assert f"{rum_record['intervals']} intervals at 95 %" in differences_table(rum_record)
@@ -63,7 +63,7 @@ def test_differences_are_bold_where_the_interval_excludes_zero(rum_record):
 
 def test_a_difference_that_does_not_hold_for_all_together_has_no_mark(rum_record):
     rum_record["differences"][0]["simultaneous"] = "undecided"
-    assert rows(differences_table(rum_record))["`finetune+rum-f` − `finetune`"][0] == "**+0.103** ± 0.014"
+    assert rows(differences_table(rum_record))["`finetune+rum-f` − `finetune`"][0] == "**+0.103** [+0.089, +0.118]"
 
 
 def test_findings_table_counts_and_names(difficulty_record, rum_record):
