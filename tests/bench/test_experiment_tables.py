@@ -63,7 +63,8 @@ def test_differences_are_bold_where_the_interval_excludes_zero(rum_record):
 
 def test_a_difference_that_does_not_hold_for_all_together_has_no_mark(rum_record):
     rum_record["differences"][0]["simultaneous"] = "undecided"
-    assert rows(differences_table(rum_record))["`finetune+rum-f` − `finetune`"][0] == "**+0.103** [+0.089, +0.118]"
+    row = rows(differences_table(rum_record))["`finetune+rum-f` − `finetune`"]
+    assert row[0] == "**+0.103** [+0.089, +0.118]"
 
 
 def test_findings_table_counts_and_names(difficulty_record, rum_record):
