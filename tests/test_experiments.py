@@ -18,7 +18,7 @@ from rumfast.evaluation import t_interval
 from rumfast.pipeline.experiment_plans import claims, rum_families, rum_plans, tried_of
 from rumfast.pipeline.experiment_runs import NONE, Experiment, ExperimentConfig
 from rumfast.pipeline.experiments import difficulty, falls, rum
-from rumfast.pipeline.findings import Comparison, verdict_of, weigh
+from rumfast.pipeline.findings import SHARES_APART, Comparison, verdict_of, weigh
 from rumfast.store import TEMPORARY, read_json, read_npz
 from rumfast.sweeps import LocalEngine, Population
 
@@ -42,7 +42,7 @@ def compared(one, other, claim="a beats b", subject="a − b"):
     ],
 )
 def test_a_verdict_is_where_the_interval_lies(values, verdict):
-    assert verdict_of(t_interval(values)) == verdict
+    assert verdict_of(t_interval(values, SHARES_APART)) == verdict
 
 
 def test_seeds_are_paired():

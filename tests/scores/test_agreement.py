@@ -96,7 +96,7 @@ def test_rows_by_class():
     first, empty, last = class_summary(label_N, ("cat", "dog", "elk"), score_N, flipped_N)
     assert (first["name"], first["count"], first["flipped"]) == ("cat", 3, pytest.approx(1 / 3))
     assert first["means"] == {"memorization": pytest.approx(0.2), "confidence": pytest.approx(0.8)}
-    assert first["interval"] == pytest.approx(t_interval([0.1, 0.3, 0.2])[1:3])
+    assert first["interval"] == pytest.approx(t_interval([0.1, 0.3, 0.2], (-1, 1))[1:3])
     assert empty["count"] == 0 and empty["interval"] is None and empty["means"]["memorization"] is None
     assert last["means"] == {"memorization": 0.5, "confidence": None} and last["interval"] is None
     assert class_summary(label_N, ("cat",), score_N)[0]["flipped"] == 0
