@@ -40,7 +40,9 @@ originals = 1
 generations = 1
 children = 2
 """
-NOTICE = "1 example makes 1 group of the 3 asked for: low and mid are empty, and plans skip the steps for them"
+NOTICE = (
+    "1 example makes 1 group of the 3 asked for: low and mid are empty, and plans skip the steps for them"
+)
 PLANS = [f"{name}={name}" for name in ALGORITHMS] + [
     "rum=low: none > mid: salun(lr=0.03) > high: salun(lr=0.03)",
     "f=each: neggrad_plus(lr=0.03, alpha=0.8)",
