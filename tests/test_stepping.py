@@ -374,7 +374,7 @@ def test_a_compiled_batch_of_one_leaves_running_statistics_alone_and_others_do_n
             each.descend(each.loader.epoch(torch.arange(size)), optimizer, each.cross_entropy)
             counts.append(int(each.model.bn1.num_batches_tracked) - before)
         assert counts == [size > 1] * 2 and same(state(learner.model), state(plain.model))
-    assert compiler["compiled"] == 3 and compiler["run"] == 5
+    assert compiler["compiled"] == 2 and compiler["run"] == 5  # of one image, and of any more
 
 
 def test_a_search_over_several_networks_runs_compiled_to_its_end(digits, tiny_config, compiler):
