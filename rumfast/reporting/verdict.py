@@ -79,6 +79,8 @@ def _difference(result: Result, plan: Mapping[str, Any]) -> str:
     said = f"The closest, “{plan['name']}”,"
     if over := [metric for metric in _placed(result, plan, "outside") if is_over_forgotten(plan, metric)]:
         return f"{line} {said} over-forgets: {_against_band(result, plan, over[0])}."
+    if still := [metric for metric in _placed(result, plan, "outside") if _is_one_way(result, metric)]:
+        return f"{line} {said} still remembers: {_against_band(result, plan, still[0])}."
     earlier = [reason for reason in plan["reasons"] if reason.startswith("an earlier request")]
     outside = [f"differs by {labels}"] if (labels := _labels(result, plan, "outside")) else earlier
     return f"{line} {said} {outside[0]}."
@@ -168,6 +170,11 @@ def _over_forgetting(result: Result) -> list[str]:
                 "gives away what was deleted as surely as forgetting too little."
             )
     return notes
+
+
+def _is_one_way(result: Result, metric: str) -> bool:
+    """True if values on one side of the oracles' mean that more is forgotten, on the other that less is."""
+    return bool(((result.get("metrics") or {}).get(metric) or {}).get("forgotten"))
 
 
 def is_over_forgotten(plan: Mapping[str, Any], metric: str) -> bool:

@@ -117,6 +117,7 @@ def make_result():
         },
         "seeds": 3, "oracles": 5, "budget_examples": 42000, "retain_mode": "remaining",
         "metrics": {key: {"label": label, "range": [0, 1], "better": "higher" if "tow" in key else None,
+                          "forgotten": {"accuracy_forget": "lower", "mia": "higher"}.get(key),
                           "definition": definition} for key, (label, definition) in METRICS.items()},
         "bands": {key: {"low": low, "high": high, "mean": (low + high) / 2, "n": 5}
                   for key, (low, high) in BANDS.items()},

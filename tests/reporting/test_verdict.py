@@ -37,7 +37,13 @@ def test_no_plan_matches_and_the_closest_is_named_with_what_gives_it_away(result
     found = verdict(keep(result, "none", "finetune", "salun", "retrain"))
     assert found.state == "differs"
     assert found.headline.startswith("No plan compared here matches retraining without the 150 examples.")
-    assert "“salun”, differs by ToW, ToW-MIA, Forget accuracy and MIA." in found.headline
+    assert (
+        "“salun”, still remembers: Forget accuracy is 58.6% (57.4–59.8%) where retrained models score "
+        "51.0–57.0%." in found.headline
+    )
+    for metric in result["metrics"].values():
+        metric["forgotten"] = None
+    assert "“salun”, differs by ToW, ToW-MIA, Forget accuracy and MIA." in verdict(result).headline
 
 
 def test_an_overshooting_plan_is_said_to_over_forget(result, judge_again):
