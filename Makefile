@@ -48,6 +48,7 @@ records: $(VENV)/ready data/cifar10/dataset.json
 	$(BIN)/rumfast sweep plan cifar10-memorization.toml --out runs/records/cifar10-memorization --json > $(RESULTS)/plan.json
 	for recipe in digits digits-tuning cifar10-small cifar10-small-tuning cifar10-memorization; do \
 		$(BIN)/rumfast run $$recipe.toml --out runs/records/$$recipe --json > $(RESULTS)/$$recipe.json || exit; done
+	$(BIN)/python -m rumfast.bench.held_out digits.toml --out runs/records/digits --save $(RESULTS)/held-out.json
 	for experiment in difficulty rum; do \
 		$(BIN)/rumfast experiment $$experiment digits.toml --seeds 10 --oracles 10 \
 			--out runs/records/experiments --json > $(RESULTS)/digits-$$experiment.json || exit; done

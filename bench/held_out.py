@@ -6,10 +6,11 @@ the verdicts; then the same of groups, each of as many as there are seeds. *Diff
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rumfast.bench.machine import taken
 from rumfast.config import Recipe, load_recipe
 from rumfast.evaluation import ModelScores
 from rumfast.pipeline import Run
@@ -20,6 +21,7 @@ from rumfast.store import write_json
 from rumfast.sweeps import LocalEngine
 
 HELD_OUT = 20
+VERDICTS = ("matches", "cannot tell", "differs")
 BEFORE = ("train", "sweep", "score", "refine", "oracles")
 
 
@@ -60,6 +62,21 @@ def held_out_verdicts(recipe: Recipe, out: str | Path, workers: int | None = Non
         "none": verdict(originals),
         "environment": dict(environment()),
     }
+
+
+def held_out_table(record: Mapping[str, Any]) -> str:
+    """Markdown table of a record: how often each verdict was said, of what."""
+    lines = [f"| in a plan's place | {' | '.join(VERDICTS)} |", "|---|" + "---:|" * len(VERDICTS)]
+    rows = {
+        "one held-out oracle": record["alone"],
+        f"{record['seeds']} held-out oracles": record["grouped"],
+        "the originals": [record["none"]],
+    }
+    for name, found in rows.items():
+        said = [one["verdict"] for one in found]
+        lines.append(f"| {name} | {' | '.join(str(said.count(verdict)) for verdict in VERDICTS)} |")
+    note = f"{record['name']}, against {record['oracles']} oracles; {taken(record)}"
+    return "\n".join([*lines, "", note]) + "\n"
 
 
 def main() -> None:

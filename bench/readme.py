@@ -19,6 +19,7 @@ import numpy as np
 from rumfast.bench import audit_tables, experiment_tables, score_tables, sweep_tables
 from rumfast.bench.accuracy import accuracy_table
 from rumfast.bench.cells import DIFFERENCE, interval_text, metric_cell
+from rumfast.bench.held_out import held_out_table
 from rumfast.bench.machine import taken
 from rumfast.bench.report import OWN, epochs_table
 from rumfast.errors import MismatchError
@@ -173,6 +174,7 @@ TABLES: dict[tuple[str, str | None], Callable[[Mapping[str, Any]], str]] = {
     ("evaluation", None): evaluation_table,
     ("evaluation", "sweep"): sweep_tables.sweep_table,
     ("engines", None): sweep_tables.engines_table,
+    ("held-out", None): held_out_table,
     ("reduce", None): sweep_tables.reduce_table,
     ("reduce", "imagenet"): sweep_tables.imagenet_table,
     ("scale", None): sweep_tables.scale_table,
