@@ -4,21 +4,24 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 
 import torch
 
 from rumfast.config import TrainConfig
 from rumfast.data import Dataset
+from rumfast.loaders import Batch
 from rumfast.runtime import cpu_threads, pick_device, usable_cores
+from rumfast.stepping import split
 from rumfast.training import Learner
 
-WARM_UP = 2  # steps, which allocate memory and choose algorithms
+WARM_UP = 2  # examples of a first step, which loads code: in a new installation that takes many seconds
 LEAST_STEPS, TIMED_S = 3, 0.7  # steps to time, and for how long where steps are short
 FOREVER = 10**6  # epochs
-PATIENCE_S = 5.0  # a first step that takes longer is the only one, and is what is timed
+PATIENCE_S = 5.0  # a whole step that takes longer is the only one that is timed
 
 # A core at work as long as its stdin is open, and for a minute at most.
 BUSY = """
@@ -48,27 +51,48 @@ def gradient_seconds(data: Dataset, config: TrainConfig, device: str, workers: i
 
 
 def _timed(learner: Learner) -> float:
-    config = learner.config
-    ids = torch.arange(len(learner.loader), device=learner.device)
-    step = learner.stepper(
-        learner.optimizer(0.0, config.momentum, config.weight_decay), learner.cross_entropy
-    )
-    batches = learner.batches(ids, FOREVER, 0)
-
-    def take(count: int) -> tuple[float, int]:
-        started, before = time.perf_counter(), learner.examples
-        learner.take(islice(batches, count), step)
-        return time.perf_counter() - started, learner.examples - before
-
-    first_s, examples = take(1)
+    _steps(learner, WARM_UP)(1)
+    take = _steps(learner, len(learner.loader))
+    first_s, examples = take(1)  # allocates memory and chooses algorithms
     if first_s > PATIENCE_S:
         return first_s / examples
-    take(WARM_UP - 1)
     seconds, examples = take(LEAST_STEPS)
     while seconds < TIMED_S:
         more_s, more = take(LEAST_STEPS)
         seconds, examples = seconds + more_s, examples + more
     return seconds / examples
+
+
+def _steps(learner: Learner, examples: int) -> Callable[[int], tuple[float, int]]:
+    """A function that takes some steps on the first examples, and returns their seconds and examples.
+
+    On a CPU without an optimizer: its part in a step is small, and to import what it needs takes two seconds.
+    """
+    ids = torch.arange(min(examples, len(learner.loader)), device=learner.device)
+    batches = learner.batches(ids, FOREVER, 0)
+    config = learner.config
+    step: Callable[[Batch], object] = partial(_backward, learner)
+    if learner.device.type != "cpu":
+        optimizer = learner.optimizer(0.0, config.momentum, config.weight_decay)  # no weight moves
+        step = learner.stepper(optimizer, learner.cross_entropy)
+    learner.model.train()
+
+    def take(count: int) -> tuple[float, int]:
+        started, taken = time.perf_counter(), 0
+        for batch in islice(batches, count):
+            step(batch)
+            taken += len(batch.id)
+        if learner.device.type == "cuda":
+            torch.cuda.synchronize(learner.device)
+        return time.perf_counter() - started, taken
+
+    return take
+
+
+def _backward(learner: Learner, batch: Batch) -> None:
+    for part in split(batch, learner.config.micro_batches):
+        learner.cross_entropy(part)[0].backward()
+    learner.model.zero_grad()
 
 
 @contextmanager
