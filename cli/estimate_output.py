@@ -47,9 +47,10 @@ def _sentence(found: Mapping[str, Any]) -> str:
     if not found["missing"]:
         return "Nothing is left to train."
     most = "at most " if found["at_most"] else ""
+    minutes = "about a minute" if found["minutes"] < 1.5 else f"about {found['minutes']:.0f} min"
     workers = f"{found['workers']} worker{'' if found['workers'] == 1 else 's'}"
     return (
         f"To train: {most}{models_text(found['missing'], 'models')}, as much as "
-        f"{retrainings_text(found['retrainings'])}; {most}about {found['minutes']:.0f} min on {workers} "
+        f"{retrainings_text(found['retrainings'])}; {most}{minutes} on {workers} "
         f"as fast as this machine is now."
     )

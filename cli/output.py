@@ -40,7 +40,7 @@ def show_evaluation(summary: Mapping[str, Any], as_json: bool) -> None:
     )
     table.add_column("plan", overflow="fold")
     for metric in metrics:
-        table.add_column(summary["metrics"][metric]["label"], justify="right")
+        table.add_column(summary["metrics"][metric]["label"], justify="right", overflow="fold")
     table.add_column("cost", justify="right")
     searched = all("tried" in plan for plan in summary["plans"])
     if searched:
@@ -53,12 +53,12 @@ def show_evaluation(summary: Mapping[str, Any], as_json: bool) -> None:
         tried = [str(plan["tried"])] if searched else []
         table.add_row(plan["name"], *cells, f"{plan['cost']:.0%}", *tried)
     table.add_section()
-    table.add_row("oracle", *(_band(summary["bands"][metric]) for metric in metrics), "100%")
-    console().print(table)
+    table.add_row("retrained", *(_band(summary["bands"][metric]) for metric in metrics), "100%")
+    console(24 + 17 * len(metrics)).print(table)
     found = verdict(summary)
     lines = [
         f"Mean over {summary['seeds']} seeds; below it its 95 % t-interval, cut to the metric's range. "
-        f"{LEGEND}. Last row: the band, a 95 % prediction interval for one retrained model from "
+        f"{LEGEND}. Last row: the band, a 95 % prediction interval for one more retrained model from "
         f"{summary['oracles']} oracles. Cost: gradients taken, as a share of one retraining's.",
         "",
         *cautions(summary),
@@ -69,10 +69,10 @@ def show_evaluation(summary: Mapping[str, Any], as_json: bool) -> None:
         console().print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def console() -> Console:
-    """Stdout, and 120 columns of it where that is no terminal."""
+def console(wanted: int = 120) -> Console:
+    """Stdout, and ``wanted`` columns of it, at least 120, where that is no terminal."""
     chosen = Console()
-    return chosen if chosen.is_terminal else Console(width=120)
+    return chosen if chosen.is_terminal else Console(width=max(120, wanted))
 
 
 def estimate_text(interval: Mapping[str, Any]) -> str:

@@ -102,7 +102,7 @@ def test_report_terminal_and_json_say_the_same(mislabeled, folder):
     headline = result["verdict"]["headline"]
     assert headline in printed.stdout and json.loads(as_json.stdout)["verdict"]["headline"] == headline
     assert unescape(re.search(r'<p class="headline">(.*?)</p>', page)[1]) == headline
-    exact = "oracles/000/model.safetensors was trained without the forget set from the start: it is exact."
+    exact = "oracles/000/model.safetensors, in this run's folder, was trained without the forget set"
     assert exact in printed.stdout and exact in unescape(page) and exact in result["verdict"]["detail"]
     assert (folder / "first" / "oracles" / "000" / "model.safetensors").exists()
 
@@ -136,6 +136,7 @@ def test_a_second_request_says_where_it_starts_and_looks_at_the_first_again(misl
     assert set(spec.forget) <= set(oracles.excluded)  # and these never saw any
     start, same = before["start"]["metrics"], before["plans"]["none"]["metrics"]
     assert start == same  # doing nothing leaves the first request as it was
+    assert "The earlier request (mislabeled, " in result["verdict"]["detail"]
     page = (folder / "second" / "report" / "index.html").read_text()
     assert "Starting point" in page and "trained on everything" not in page
     assert "Are earlier requests still forgotten?" in page

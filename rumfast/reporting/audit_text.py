@@ -29,7 +29,8 @@ HEADLINE = (
 )
 MARKS = {"inside": "✓", "outside": "✗", "cannot tell": "?", "no power": "–"}
 LEGEND = (
-    "✓ inside the band of retrained models; ✗ outside; ? cannot tell; – inside, as the original is: no power"
+    "✓ inside the band of retrained models; ✗ outside; ? cannot tell; – inside, but no power: the models "
+    "that plans start from are not outside"
 )
 DIRECTIONS = {
     "higher": "higher is better",

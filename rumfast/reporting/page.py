@@ -150,19 +150,18 @@ def _earlier(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     tables = []
     for one in result.get("earlier_requests") or ():
         metrics, bands = list(one["bands"]), one["bands"]
-        rows = {"starting point": one["start"], **one["plans"]}
+        judged = {"starting point": one["start"], **one["plans"]}
+        cells = {
+            name: [_judged_cell(row, metric, bands[metric]) for metric in metrics]
+            for name, row in judged.items()
+        }
+        cells["oracles"] = [_cell(metric, bands[metric]["mean"]) for metric in metrics]
         tables.append(
             {
                 "title": f"{one['request'] or 'not recorded'}, {count_text(one['size'])} examples",
                 "columns": [metric_label(result, metric) for metric in metrics],
                 "band": [range_text(metric, band_range(bands[metric])) or MISSING for metric in metrics],
-                "rows": [
-                    {
-                        "name": name,
-                        "cells": [_judged_cell(judged, metric, bands[metric]) for metric in metrics],
-                    }
-                    for name, judged in rows.items()
-                ],
+                "rows": [{"name": name, "cells": row} for name, row in cells.items()],
             }
         )
     return tables
@@ -204,7 +203,7 @@ def _figures(result: Mapping[str, Any], images: Mapping[str, Any]) -> list[dict[
         caption = "The upper left is best: close to the oracle at little cost."
         figures.append({"svg": cost_scatter(priced, bands.get("tow")), "caption": caption})
     score_N, forget_N = images.get("score_N"), images.get("forget_mask_N")
-    if score_N is not None and forget_N is not None:
+    if score_N is not None and forget_N is not None and np.isfinite(score_N).any():
         svg = memorization_histogram(score_N, forget_N, images.get("flipped_mask_N"))
         caption = (
             "How much more often models trained on an example get it right than models that never saw it."

@@ -28,14 +28,14 @@ def total_text(result: Mapping[str, Any]) -> str:
 def exact_text(result: Mapping[str, Any]) -> str:
     """Where the exact model is, and when to use it; "" where the run trained no oracle.
 
-    >>> exact_text({"oracles": 3})[:60]
-    'oracles/000/model.safetensors was trained without the forget'
+    >>> exact_text({"oracles": 3})[:53]
+    "oracles/000/model.safetensors, in this run's folder, "
     """
     if not result.get("oracles"):
         return ""
     return (
-        f"{EXACT} was trained without the forget set from the start: it is exact. Use it if one retraining "
-        "is affordable."
+        f"{EXACT}, in this run's folder, was trained without the forget set from the start: it is exact. Use "
+        "it if one retraining is affordable."
     )
 
 

@@ -7,6 +7,7 @@ Whether a plan *matches*, *differs* or *cannot be told* is decided by the evalua
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from rumfast.reporting.earlier import earlier_text
 from rumfast.reporting.estimates import (
     band_range,
     cost_text,
@@ -91,25 +92,26 @@ def _powerless(result: Result) -> tuple[str, str]:
     size = _size(result)
     them = "it" if size == "example" else "them"
     line = (
-        f"Cannot tell whether any plan forgot the {size}: the original, which was trained on "
-        f"{them}, already scores like a model that was not, by every metric that looks at {them}."
+        f"Cannot tell whether any plan forgot the {size}: the model that plans start from, which was trained "
+        f"on {them}, already scores like one that was not, by every metric that looks at {them}."
     )
     shown = [metric for metric in ("accuracy_forget", "mia") if band_range(result["bands"].get(metric))]
     spans = " and ".join(
         f"{range_text(metric, band_range(result['bands'][metric]))} in {metric_label(result, metric)}"
         for metric in shown
     )
+    expected = f"As far as {result['oracles']} oracles tell, one more retrained model would score {spans}."
     needed = [
         row["needed"] for metric in FORGETTING if (row := result["power"].get(metric)) and row["needed"]
     ]
     more = (
-        f"About {min(needed)} seeds and {min(needed)} oracles would tell the original apart "
+        f"About {min(needed)} seeds and {min(needed)} oracles would tell that model apart "
         "(evaluate.seeds and evaluate.oracles in the recipe); "
         if needed
-        else "More seeds and oracles would not tell the original apart; "
+        else "More seeds and oracles would not tell that model apart; "
     )
-    audit = f"{more}`rumfast audit` looks with sharper metrics."
-    return line, " ".join([f"Retrained models range over {spans}.", audit, *whole_cost(result)])
+    audit = f"{more}`rumfast audit` looks with sharper metrics, at many more models."
+    return line, " ".join([expected, audit, *earlier_text(result), *whole_cost(result)])
 
 
 def _doubt(result: Result, plan: Mapping[str, Any]) -> str:
@@ -119,8 +121,8 @@ def _doubt(result: Result, plan: Mapping[str, Any]) -> str:
         return f"{_against_band(result, plan, unclear[0])}, and the interval reaches into that range; {reach}"
     like = _labels(result, plan, "inside") or "no metric with power"
     return (
-        f"it scores like one on {like}, but no membership attack made here tells even the original from "
-        "retrained models"
+        f"it scores like one on {like}, but no membership attack made here tells even the model that plans "
+        "start from from retrained ones"
     )
 
 
@@ -128,8 +130,8 @@ def _against_band(result: Result, plan: Mapping[str, Any], metric: str) -> str:
     value = metric_estimate(plan, metric)
     interval = f" ({range_text(metric, value.interval)})" if value.interval else ""
     return (
-        f"{metric_label(result, metric)} is {metric_text(metric, value.mean)}{interval} where retrained "
-        f"models score {range_text(metric, band_range(result['bands'][metric]))}"
+        f"{metric_label(result, metric)} is {metric_text(metric, value.mean)}{interval} where a retrained "
+        f"model is expected at {range_text(metric, band_range(result['bands'][metric]))}"
     )
 
 
@@ -221,11 +223,13 @@ def _evidence(result: Result, plan: Mapping[str, Any]) -> str:
     known = [metric for metric in HEADLINE if metric in result["bands"]]
     sentences = [f"{_against_band(result, plan, metric)}." for metric in known]
     if blind := _labels(result, plan, "no power"):
-        sentences.append(f"No power here, since the original scores as retrained models do: {blind}.")
+        sentences.append(f"No power here, since the model that plans start from is not outside: {blind}.")
     cost = estimate(plan.get("cost")).mean
     if cost is not None:
         sentences.append(f"Unlearning took {cost_text(cost)} of the gradients of one retraining.")
-    return " ".join([*sentences, *whole_cost(result)])
+    if plan["verdict"] == "matches":
+        sentences.append("This holds for these metrics, on average; it promises nothing of one example.")
+    return " ".join([*sentences, *earlier_text(result), *whole_cost(result)])
 
 
 def whole_cost(result: Result) -> list[str]:

@@ -28,7 +28,7 @@ def test_best_plan_that_matches_is_named_and_retraining_never_is(result):
         "After “rum”, the model matches one retrained without the 150 examples on ToW, ToW-MIA, "
         "Forget accuracy and MIA."
     )
-    assert "ToW is 0.966 (0.954–0.978) where retrained models score 0.930–0.990" in found.detail
+    assert "ToW is 0.966 (0.954–0.978) where a retrained model is expected at 0.930–0.990" in found.detail
     assert "No power here" in found.detail and "Retain accuracy and Test accuracy" in found.detail
     assert "29% of the gradients of one retraining" in found.detail
 
@@ -38,8 +38,8 @@ def test_no_plan_matches_and_the_closest_is_named_with_what_gives_it_away(result
     assert found.state == "differs"
     assert found.headline.startswith("No plan compared here matches retraining without the 150 examples.")
     assert (
-        "“salun”, still remembers: Forget accuracy is 58.6% (57.4–59.8%) where retrained models score "
-        "51.0–57.0%." in found.headline
+        "“salun”, still remembers: Forget accuracy is 58.6% (57.4–59.8%) where a retrained model is expected "
+        "at 51.0–57.0%." in found.headline
     )
     for metric in result["metrics"].values():
         metric["forgotten"] = None
@@ -64,10 +64,10 @@ def test_where_the_original_scores_like_retrained_models_nothing_can_be_told(res
     result["bands"]["accuracy_forget"] |= {"low": 0.0, "high": 1.0}
     found = verdict(judge_again(result))
     assert found.state == "cannot tell" and found.headline == (
-        "Cannot tell whether any plan forgot the 3 examples: the original, which was trained on them, "
-        "already scores like a model that was not, by every metric that looks at them."
+        "Cannot tell whether any plan forgot the 3 examples: the model that plans start from, which was "
+        "trained on them, already scores like one that was not, by every metric that looks at them."
     )
-    assert "Retrained models range over 0.0–100.0% in Forget accuracy" in found.detail
+    assert "one more retrained model would score 0.0–100.0% in Forget accuracy" in found.detail
     assert "About 12 seeds and 12 oracles would tell" in found.detail
     for row in result["power"].values():
         row["needed"] = None
@@ -79,7 +79,7 @@ def test_an_interval_that_reaches_into_the_band_cannot_tell(result, judge_again)
     move(result, "rum", "tow", 0.92, half=0.03)
     found = verdict(keep(judge_again(result), "none", "rum"))
     assert found.state == "cannot tell"
-    assert "ToW is 0.920 (0.890–0.950) where retrained models score 0.930–0.990" in found.headline
+    assert "ToW is 0.920 (0.890–0.950) where a retrained model is expected at 0.930–0.990" in found.headline
     assert "more seeds or oracles would settle it" in found.headline
 
 
