@@ -11,7 +11,7 @@ from rumfast import run
 from rumfast.bench.held_out import held_out_verdicts
 from rumfast.cli.app import app
 from rumfast.config import Recipe
-from rumfast.pipeline.earlier import remembered
+from rumfast.pipeline.earlier import unlike_before
 from rumfast.store import read_json
 from rumfast.sweeps import Population
 
@@ -152,10 +152,12 @@ def test_a_plan_that_brings_an_earlier_request_back_differs():
         "over": {"metrics": {"accuracy_forget": entry("outside", over=True), "mia": entry("inside")}},
     }
     found = [{"request": "class:3", "size": 60, "plans": plans}]
-    assert remembered(found, "back") == [
+    assert unlike_before(found, "back") == [
         "an earlier request (class:3, 60 examples) is not forgotten by forget accuracy"
     ]
-    assert remembered(found, "over") == []
+    assert unlike_before(found, "over") == [
+        "an earlier request (class:3, 60 examples) is over-forgotten by forget accuracy"
+    ]
 
 
 def test_twenty_held_out_oracles_are_not_said_to_differ(mislabeled, folder):

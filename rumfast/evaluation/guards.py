@@ -24,6 +24,11 @@ def utility(audited: Outputs, oracles: Outputs) -> float:
     return float(np.prod(ratios))
 
 
+def useless_text(found_utility: float) -> str:
+    """Why a model of this utility fails."""
+    return f"utility {found_utility:.2f} is below {LEAST_UTILITY}: the model no longer does its work"
+
+
 def judge_population(
     findings: Mapping[str, Finding], found_utility: float, metrics: Mapping[str, Metric]
 ) -> Judgement:
@@ -39,7 +44,7 @@ def judge_population(
     useless = (
         ()
         if found_utility >= LEAST_UTILITY
-        else (f"utility {found_utility:.2f} is below {LEAST_UTILITY}: the model no longer does its work",)
+        else (useless_text(found_utility),)
     )
     if useless or found.verdict == "differs":
         return Judgement("fail", (*useless, *(found.reasons if found.verdict == "differs" else ())))

@@ -36,6 +36,8 @@ def choose_offline_a(oracle_KF: np.ndarray, oracle_KR: np.ndarray, oracle_KZ: np
     """
     if len(oracle_KF) < 2:
         raise DataError(f"choose_offline_a: got {len(oracle_KF)} oracles, expected at least 2")
+    if not oracle_KR.size:
+        raise DataError("choose_offline_a: no retain example")
     member_KF = _as_if_trained_on(oracle_KF, oracle_KR)
     sets = member_KF, oracle_KF, oracle_KZ, oracle_KZ
     return max(OFFLINE_A, key=lambda a: auc(rmia(*sets, offline_a=a)))

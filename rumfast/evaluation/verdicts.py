@@ -11,7 +11,9 @@ from rumfast.evaluation.bands import NullBand, prediction_half, t_interval, with
 from rumfast.evaluation.metrics import Metric
 
 Verdict = Literal["inside", "outside", "cannot tell", "no power"]
+FORGET_FACTOR = {"tow": "accuracy_forget", "tow_mia": "mia"}  # what a product takes from the forget set
 SINGLE = 2.0  # half widths of the band: 1 would call 7 % of retrains different, 2 calls 2 % (simulated)
+WIDEST = 2.0  # times the band's width: a mean inside whose interval is wider still cannot tell
 MOST_MODELS = 200  # of each kind that a run is advised to train; beyond, an audit tells more by fewer
 
 
@@ -54,31 +56,44 @@ def judge_models(values: Sequence[float], band: NullBand, metric: Metric) -> Fin
     """The verdict on the mean of a few models, with its t-interval over them.
 
     A single model shows no spread. Its interval is taken to be ``SINGLE`` times as wide as the oracles' band:
-    if it is like them, it scatters as they do, and their spread is known from few.
+    if it is like them, it scatters as they do, and their spread is known from few. A mean inside the band
+    *cannot tell* where its interval is more than ``WIDEST`` times as wide as the band.
     """
     mean, low, high, _ = t_interval(values, metric.range)
     if low is None or high is None:
         low, high = within(metric.range, mean - SINGLE * band.half, mean + SINGLE * band.half)
-    return judge(mean, low, high, band, metric)
+        return judge(mean, low, high, band, metric)
+    finding = judge(mean, low, high, band, metric)
+    too_wide = high - low > WIDEST * (band.high - band.low)
+    return finding._replace(verdict="cannot tell") if finding.verdict == "inside" and too_wide else finding
 
 
 def without_power(
     findings: Mapping[str, Finding], originals: Mapping[str, Finding], needed: Mapping[str, int | None]
 ) -> dict[str, Finding]:
-    """Findings in which *inside* reads *no power* where the originals themselves were not found outside.
+    """Findings in which *inside* reads *no power* where the originals themselves are not told by the metric.
 
     A metric that cannot tell models that never forgot from retrains says nothing of others on this forget
-    set.
+    set; see :func:`has_power`.
 
     Args:
         needed: models of each kind with which a metric would tell the originals.
     """
     return {
         name: finding._replace(verdict="no power", needed=needed[name])
-        if finding.verdict == "inside" and originals[name].verdict != "outside"
+        if finding.verdict == "inside" and not has_power(name, originals)
         else finding
         for name, finding in findings.items()
     }
+
+
+def has_power(name: str, originals: Mapping[str, Finding]) -> bool:
+    """True if a metric finds the originals outside, and a product such as ToW does so by its forget factor.
+
+    Originals less accurate than oracles lie outside by ToW-MIA too: that tells nothing of forgetting.
+    """
+    chosen = (name, FORGET_FACTOR.get(name, name))
+    return all(originals[each].verdict == "outside" for each in chosen if each in originals)
 
 
 def models_to_tell(originals: Sequence[float], band: NullBand, metric: Metric) -> int | None:
@@ -92,11 +107,10 @@ def models_to_tell(originals: Sequence[float], band: NullBand, metric: Metric) -
     distance = abs(apart) if metric.better == "oracle" else apart if metric.better == "lower" else -apart
     spread = band.half / prediction_half(band.n, 1.0)
     own = float(np.std(originals, ddof=1)) if len(originals) > 1 else spread
-    for m in range(max(band.n, len(originals)) + 1, MOST_MODELS + 1):
-        interval = float(stats.t.ppf(0.975, m - 1)) * own / math.sqrt(m)
-        if prediction_half(m, spread) + interval < distance:
-            return m
-    return None
+    m_M = np.arange(max(band.n, len(originals)) + 1, MOST_MODELS + 1)
+    reach_M = stats.t.ppf(0.975, m_M - 1) * (spread * np.sqrt(1 + 1 / m_M) + own / np.sqrt(m_M))
+    told_M = m_M[reach_M < distance]
+    return int(told_M[0]) if len(told_M) else None
 
 
 def conclude(findings: Mapping[str, Finding], metrics: Mapping[str, Metric]) -> Judgement:

@@ -17,12 +17,13 @@ from rumfast.kernels.neighbours import nearest
 from rumfast.kernels.pairwise import mean_distance
 from rumfast.models import Classifier
 from rumfast.pipeline import totals
-from rumfast.pipeline.earlier import recheck, remembered
+from rumfast.pipeline.earlier import recheck, unlike_before
 from rumfast.pipeline.judging import (
     accuracies_of,
     bands_of,
     findings_of,
     judged,
+    lost_utility,
     power_of,
     score_logits,
     score_population,
@@ -76,6 +77,7 @@ def summarize(run: "Context") -> tuple[dict[str, Any], dict[str, Any]]:
     earlier = recheck(run, populations)
     for plan in chosen.values():
         population = populations[plan.name]
+        models = scores(population, seeds)
         examples = _mean_metric(population, seeds, "examples")
         plans.append(
             {
@@ -86,9 +88,9 @@ def summarize(run: "Context") -> tuple[dict[str, Any], dict[str, Any]]:
                 "examples": examples,
                 "cost": examples / full_cost,
                 **judged(
-                    findings_of(scores(population, seeds), oracles, bands),
+                    findings_of(models, oracles, bands),
                     untouched,
-                    remembered(earlier, plan.name),
+                    [*lost_utility(models, oracles), *unlike_before(earlier, plan.name)],
                 ),
             }
         )
@@ -178,10 +180,17 @@ def describe(run: "Context") -> dict[str, Any]:
                 }
                 for group in groups
             ],
-            "notices": notices_of(recipe, len(run.split.forget)),
+            "notices": [*notices_of(recipe, len(run.split.forget)), *_class_notices(run)],
         },
         "config_toml": run.recipe_text(),
     }
+
+
+def _class_notices(run: "Context") -> list[str]:
+    retained = run.data.train.label_N[run.split.retain]
+    if np.isin(run.data.test.label_N, retained).any():
+        return []
+    return ["no test example is of a kept class: MIA compares with test examples of forgotten classes"]
 
 
 def _mean_metric(population: Population, members: int, key: str) -> float:

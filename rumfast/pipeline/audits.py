@@ -12,6 +12,7 @@ from rumfast.errors import UsageError
 from rumfast.evaluation.audit import LEVEL, Auditor
 from rumfast.evaluation.metrics import definitions
 from rumfast.evaluation.outputs import Outputs, collect
+from rumfast.evaluation.verdicts import has_power
 from rumfast.pipeline import assess, audit_parts
 from rumfast.pipeline.audit_parts import Audited
 from rumfast.pipeline.probing import FRESH, measure_probes
@@ -126,7 +127,7 @@ class _Audit:
             "models": [
                 audit_parts.model_record(each, found[each.name], found[NONE], auditor) for each in audited
             ],
-            "power": {name: finding.verdict == "outside" for name, finding in found[NONE].items()},
+            "power": {name: has_power(name, found[NONE]) for name in found[NONE]},
             "false_alarms": audit_parts.false_alarms(
                 pool, draws=config.draws, splits=config.splits // 4, seed=config.seed
             ),

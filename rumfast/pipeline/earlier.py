@@ -70,17 +70,18 @@ def _recheck(run: "Context", plans: Mapping[str, Population], before: Population
     }
 
 
-def remembered(found: Sequence[Mapping[str, Any]], plan: str) -> list[str]:
-    """Why a plan differs from retraining by earlier requests: those that it does not leave forgotten."""
+def unlike_before(found: Sequence[Mapping[str, Any]], plan: str) -> list[str]:
+    """Why a plan differs from retraining by earlier requests: what it remembers of them, or over-forgets."""
     reasons = []
     for one in found:
+        asked = f"{one['request'] or 'not recorded'}, {one['size']} examples"
         metrics = one["plans"][plan]["metrics"]
-        outside = [
-            METRICS[name].label
-            for name, entry in metrics.items()
-            if entry["verdict"] == "outside" and not entry["over_forgotten"]
-        ]
-        if outside:
-            asked = f"{one['request'] or 'not recorded'}, {one['size']} examples"
-            reasons.append(f"an earlier request ({asked}) is not forgotten by {', '.join(outside)}")
+        for over, text in ((False, "not forgotten"), (True, "over-forgotten")):
+            outside = [
+                METRICS[name].label
+                for name, entry in metrics.items()
+                if entry["verdict"] == "outside" and entry["over_forgotten"] == over
+            ]
+            if outside:
+                reasons.append(f"an earlier request ({asked}) is {text} by {', '.join(outside)}")
     return reasons

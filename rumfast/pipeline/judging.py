@@ -18,9 +18,17 @@ from rumfast.evaluation import (
     t_interval,
 )
 from rumfast.evaluation.bands import interval_dict, least_deviation
+from rumfast.evaluation.guards import LEAST_UTILITY, useless_text
 from rumfast.evaluation.model_scores import scored_by
 from rumfast.evaluation.outputs import of_kept_classes
-from rumfast.evaluation.verdicts import Finding, conclude, judge_models, models_to_tell, without_power
+from rumfast.evaluation.verdicts import (
+    Finding,
+    conclude,
+    has_power,
+    judge_models,
+    models_to_tell,
+    without_power,
+)
 from rumfast.sweeps import Population
 
 
@@ -94,21 +102,21 @@ def findings_of(
 def judged(
     found: Mapping[str, tuple[Interval, Finding]],
     originals: Mapping[str, tuple[Interval, Finding]],
-    remembered: Sequence[str] = (),
+    further: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A plan's metrics and verdict as JSON, where metrics without power over the originals support nothing.
 
     ``inside``: the mean lies in the null band, or beyond its good end where the metric has one.
 
     Args:
-        remembered: further reasons why the plan differs: earlier requests that it does not leave forgotten.
+        further: other reasons why the plan differs: lost utility, earlier requests.
     """
     untold = {name: finding for name, (_, finding) in originals.items()}
     own = {name: finding for name, (_, finding) in found.items()}
     final = without_power(own, untold, {name: None for name in own})
     verdict, reasons = conclude(final, METRICS)
-    if remembered:
-        verdict, reasons = "differs", (*(reasons if verdict == "differs" else ()), *remembered)
+    if further:
+        verdict, reasons = "differs", (*(reasons if verdict == "differs" else ()), *further)
     metrics = {
         name: interval_dict(interval)
         | {
@@ -121,18 +129,35 @@ def judged(
     return {"metrics": metrics, "verdict": verdict, "reasons": list(reasons)}
 
 
+def lost_utility(models: Sequence[ModelScores], oracles: Sequence[ModelScores]) -> list[str]:
+    """Why a plan differs by its usefulness: what knows nothing has forgotten everything.
+
+    Utility is (RA_u / RA_r) · (TA_u / TA_r) as in an audit, with the test accuracy on kept classes.
+    """
+    ours, theirs = (np.mean([_useful(one) for one in each], axis=0) for each in (models, oracles))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        utility = float(np.prod(ours / theirs))
+    return [] if utility >= LEAST_UTILITY else [useless_text(utility)]
+
+
+def _useful(one: ModelScores) -> tuple[float, float]:
+    kept = one.accuracy_test_kept
+    return one.accuracy_retain, one.accuracy_test if np.isnan(kept) else kept
+
+
 def power_of(
     originals: Mapping[str, tuple[Interval, Finding]], bands: Mapping[str, NullBand]
 ) -> dict[str, dict[str, Any]]:
     """Whether each metric tells the originals from retrained models, and how many of each it would take."""
+    found = {name: finding for name, (_, finding) in originals.items()}
     return {
         name: {
-            "power": finding.verdict == "outside",
+            "power": has_power(name, found),
             "needed": None
-            if finding.verdict == "outside"
+            if found[name].verdict == "outside"
             else models_to_tell(interval.values, bands[name], METRICS[name]),
         }
-        for name, (interval, finding) in originals.items()
+        for name, (interval, _) in originals.items()
     }
 
 

@@ -82,9 +82,9 @@ def _difference(result: Result, plan: Mapping[str, Any]) -> str:
         return f"{line} {said} over-forgets: {_against_band(result, plan, over[0])}."
     if still := [metric for metric in _placed(result, plan, "outside") if _is_one_way(result, metric)]:
         return f"{line} {said} still remembers: {_against_band(result, plan, still[0])}."
-    earlier = [reason for reason in plan["reasons"] if reason.startswith("an earlier request")]
-    outside = [f"differs by {labels}"] if (labels := _labels(result, plan, "outside")) else earlier
-    return f"{line} {said} {outside[0]}."
+    if labels := _labels(result, plan, "outside"):
+        return f"{line} {said} differs by {labels}."
+    return f"{line} {said} differs: {plan['reasons'][0]}."
 
 
 def _powerless(result: Result) -> tuple[str, str]:
@@ -108,7 +108,7 @@ def _powerless(result: Result) -> tuple[str, str]:
         f"About {min(needed)} seeds and {min(needed)} oracles would tell that model apart "
         "(evaluate.seeds and evaluate.oracles in the recipe); "
         if needed
-        else "More seeds and oracles would not tell that model apart; "
+        else "Not even 200 seeds and oracles would tell that model apart; "
     )
     audit = f"{more}`rumfast audit` looks with sharper metrics, at many more models."
     return line, " ".join([expected, audit, *earlier_text(result), *whole_cost(result)])
@@ -223,7 +223,7 @@ def _evidence(result: Result, plan: Mapping[str, Any]) -> str:
     known = [metric for metric in HEADLINE if metric in result["bands"]]
     sentences = [f"{_against_band(result, plan, metric)}." for metric in known]
     if blind := _labels(result, plan, "no power"):
-        sentences.append(f"No power here, since the model that plans start from is not outside: {blind}.")
+        sentences.append(f"The model that plans start from is not outside either, hence no power: {blind}.")
     cost = estimate(plan.get("cost")).mean
     if cost is not None:
         sentences.append(f"Unlearning took {cost_text(cost)} of the gradients of one retraining.")

@@ -6,7 +6,7 @@ import pytest
 from rumfast.evaluation import METRICS, ModelScores, NullBand, null_band
 from rumfast.evaluation.bands import t_interval
 from rumfast.evaluation.verdicts import Finding, conclude, judge, judge_models, models_to_tell
-from rumfast.pipeline.judging import bands_of, findings_of, judged
+from rumfast.pipeline.judging import bands_of, findings_of, judged, lost_utility
 
 BAND = NullBand(0.5, 0.4, 0.6, 5, 0.1)
 
@@ -83,6 +83,31 @@ def test_what_forgot_too_much_differs(forget, mia):
     rng = np.random.default_rng(1)
     models, originals = scores(rng, 3, forget=forget, mia=mia), scores(rng, 3, forget=1.0, mia=0.05)
     assert concluded(models, scores(rng, 5), originals) == "differs"
+
+
+def test_an_interval_far_wider_than_the_band_supports_nothing():
+    narrow, wide = [0.49, 0.5, 0.51], [0.1, 0.5, 0.9]  # both means lie in the middle of the band
+    assert judge_models(narrow, BAND, METRICS["mia"]).verdict == "inside"
+    assert judge_models(wide, BAND, METRICS["mia"]).verdict == "cannot tell"
+
+
+def test_a_product_has_no_power_by_accuracy_alone():
+    rng = np.random.default_rng(2)
+    oracles, plan = scores(rng, 5, forget=1.0, mia=0.0), scores(rng, 3, forget=1.0, mia=0.0)
+    damaged = scores(rng, 3, forget=1.0, mia=0.0, retain=0.8)  # what the plan starts from, and repairs
+    bands = bands_of(oracles, SIZES)
+    untouched = findings_of(damaged, oracles, bands)
+    assert untouched["tow_mia"][1].verdict == "outside"
+    found = judged(findings_of(plan, oracles, bands), untouched)
+    assert found["verdict"] != "matches" and found["metrics"]["tow_mia"]["verdict"] != "inside"
+
+
+def test_a_model_that_lost_its_accuracy_does_not_match():
+    oracles = [ModelScores(0.0, 0.95, 0.9, 1.0, 0.0, 0.95)] * 3
+    assert lost_utility([ModelScores(0.0, 0.9, 0.85, 1.0, 0.0, 0.92)], oracles) == []
+    (reason,) = lost_utility([ModelScores(0.0, 0.78, 0.9, 1.0, 0.0, 0.8)], oracles)  # by kept classes
+    assert reason.startswith("utility 0.69 is below 0.9")
+    assert lost_utility([ModelScores(0.5, 0.95, 0.7, 0.5)], [ModelScores(0.5, 0.95, 0.9, 0.5)])
 
 
 def test_the_models_that_would_tell_are_as_many_as_it_takes():
