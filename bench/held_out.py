@@ -1,4 +1,4 @@
-"""What a run says of genuine retrains: ``python -m rumfast.bench.held_out RECIPE --out RUN [--save FILE]``.
+"""Verdicts of a run on genuine retrains: ``python -m rumfast.bench.held_out RECIPE --out RUN [--save FILE]``.
 
 Trains 20 oracles more than the recipe asks for, puts each in the place of a plan, and counts
 the verdicts; then the same of groups, each of as many as there are seeds. *Differs* is a false alarm.

@@ -1,4 +1,4 @@
-"""What a run will take, on the terminal: a table for ``--dry-run``, or one line before a run."""
+"""The estimate of a run on the terminal: a table for ``--dry-run``, or one line before a run."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What a run says first, on digits: of originals, retrains, over-forgetting, whole classes and chains."""
+"""First sentences of runs on digits: on originals, retrains, over-forgetting, whole classes and chains."""
 
 import json
 import re

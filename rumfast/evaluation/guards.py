@@ -25,7 +25,7 @@ def utility(audited: Outputs, oracles: Outputs) -> float:
 
 
 def useless_text(found_utility: float) -> str:
-    """Why a model of this utility fails."""
+    """The reason why a model of this utility fails."""
     return f"utility {found_utility:.2f} is below {LEAST_UTILITY}: the model no longer does its work"
 
 

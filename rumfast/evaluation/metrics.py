@@ -266,7 +266,7 @@ def applies(name: str, outputs: Outputs) -> bool:
 
 
 def definitions(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What metrics mean, as JSON."""
+    """The meaning of metrics, as JSON."""
     return {
         name: {key: value for key, value in METRICS[name]._asdict().items() if key != "function"}
         | {"range": list(METRICS[name].range)}

@@ -1,4 +1,4 @@
-"""What one model scores on the three sets, and the metrics that need no more than that."""
+"""Scores of one model on the three sets, and the metrics that need no more than these."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from rumfast.evaluation.outputs import of_kept_classes
 
 
 class ModelScores(NamedTuple):
-    """What one model does on the three sets; all in [0, 1], NaN where there is nothing to score."""
+    """Scores of one model on the three sets; all in [0, 1], NaN where there is nothing to score."""
 
     accuracy_forget: float
     accuracy_retain: float

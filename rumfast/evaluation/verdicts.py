@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What to say of a plan as a whole."""
+    """The verdict on a plan or population as a whole, with its reasons."""
 
     verdict: str  # matches, differs or cannot tell; an audit says pass, fail or cannot tell
     reasons: tuple[str, ...]
@@ -114,7 +114,7 @@ def models_to_tell(originals: Sequence[float], band: NullBand, metric: Metric) -
 
 
 def conclude(findings: Mapping[str, Finding], metrics: Mapping[str, Metric]) -> Judgement:
-    """What all metrics together say: *differs* where one is outside, else *cannot tell* where one cannot.
+    """The verdict of all metrics: *differs* where one is outside, else *cannot tell* where one cannot.
 
     *Matches* takes a metric that asks for membership, has power, and is inside: to be as accurate as
     retrained models is not to have forgotten.

@@ -204,7 +204,7 @@ def _wall(population: Population, members: int) -> dict[str, Any]:
 
 
 def merge_timing(summary: dict[str, Any], timing: dict[str, Any], command: str) -> dict[str, Any]:
-    """What the report shows: the summary with wall times, the environment, the command and the verdict."""
+    """The result that the report shows: summary, wall times, environment, command and verdict."""
     plans = [plan | {"wall_s": timing["plans"][plan["name"]]} for plan in summary["plans"]]
     reference = summary["reference"] | {
         "oracle": summary["reference"]["oracle"] | {"wall_s": timing["oracle"]}

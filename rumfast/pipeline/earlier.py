@@ -1,4 +1,4 @@
-"""Whether earlier requests are still forgotten after this one: the same oracles never saw their examples."""
+"""Recheck of earlier requests after this one: the same oracles never saw their examples either."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ def first_originals(originals: Population) -> Population:
 
 
 def _parents(population: Population) -> Iterator[Population]:
-    """What a population was unlearned from, and so on back to the originals."""
+    """The populations that one was unlearned from, back to the originals."""
     while population.spec.parent is not None:
         population = Population.open(population.root / population.spec.parent)
         yield population
@@ -71,7 +71,7 @@ def _recheck(run: "Context", plans: Mapping[str, Population], before: Population
 
 
 def unlike_before(found: Sequence[Mapping[str, Any]], plan: str) -> list[str]:
-    """Why a plan differs from retraining by earlier requests: what it remembers of them, or over-forgets."""
+    """Reasons why a plan differs by earlier requests: that it remembers them, or over-forgets them."""
     reasons = []
     for one in found:
         asked = f"{one['request'] or 'not recorded'}, {one['size']} examples"

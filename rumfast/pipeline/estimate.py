@@ -1,4 +1,4 @@
-"""What a run will take, before it takes it: models, gradients and minutes. Nothing is trained or written."""
+"""Estimate of a run before it starts: models, gradients and minutes. Nothing is trained or written."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -186,7 +186,7 @@ def _parts(found: Sequence[Work], seconds: Sequence[float]) -> list[dict[str, An
 
 
 def works(run: Rehearsal, until: str) -> Iterator[Work]:
-    """What the stages up to ``until`` train, population by population."""
+    """The work of the stages up to ``until``, population by population."""
     stages = list(STAGES)[: list(STAGES).index(until) + 1]
     n, epochs = len(run.data), run.recipe.train.epochs
     evaluate = run.recipe.evaluate
@@ -258,7 +258,7 @@ def plan_examples(run: Rehearsal, plan: PlanConfig) -> tuple[float, float]:
 
 
 def _search(run: Rehearsal) -> Iterator[Work]:
-    """What plan search takes at most, less what lies in its folder already."""
+    """The work of plan search at most, less what lies in its folder already."""
     if all(plan.steps != AUTO for plan in run.recipe.plans) or run.searched():
         return
     assert run.budget is not None

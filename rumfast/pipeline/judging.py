@@ -130,7 +130,7 @@ def judged(
 
 
 def lost_utility(models: Sequence[ModelScores], oracles: Sequence[ModelScores]) -> list[str]:
-    """Why a plan differs by its usefulness: what knows nothing has forgotten everything.
+    """The reason, if there is one, why a plan differs by its usefulness.
 
     Utility is (RA_u / RA_r) · (TA_u / TA_r) as in an audit, with the test accuracy on kept classes.
     """
@@ -148,7 +148,7 @@ def _useful(one: ModelScores) -> tuple[float, float]:
 def power_of(
     originals: Mapping[str, tuple[Interval, Finding]], bands: Mapping[str, NullBand]
 ) -> dict[str, dict[str, Any]]:
-    """Whether each metric tells the originals from retrained models, and how many of each it would take."""
+    """Power of each metric: if it tells the originals from retrained models, or how many models would."""
     found = {name: finding for name, (_, finding) in originals.items()}
     return {
         name: {

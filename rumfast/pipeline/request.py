@@ -76,7 +76,7 @@ def regroup(
 
 
 def notices_of(recipe: Recipe, examples: int) -> list[str]:
-    """What a reader should know of the groups of a forget set of so many examples: that some are empty."""
+    """Notices on the groups of a forget set of so many examples: that some are empty."""
     cut = _refinements(recipe) - {"class", "none"}  # by a score or at random, into as many as were asked for
     found = shortage(examples, recipe.forget.groups) if cut else None
     return [] if found is None else [found]

@@ -100,14 +100,14 @@ def search_plans(run: Context, families: Mapping[str, Sequence[Candidate]]) -> d
 
 
 class SearchSize(NamedTuple):
-    """How many models a search trains at most."""
+    """Models that a search trains at most."""
 
     oracles: int  # of surrogates
     trials: int
 
 
 def search_size(recipe: Recipe, names: Sequence[str]) -> SearchSize:
-    """What :func:`search_plans` takes at most, over :func:`standard_families` of groups ``names``.
+    """The size of :func:`search_plans` at most, over :func:`standard_families` of groups ``names``.
 
     Candidates that do not fit the budget, and what a limit on minutes cuts off, are counted all the same.
     """

@@ -1,4 +1,4 @@
-"""How fast this machine trains a recipe: seconds of real steps, with as many busy cores as there will be."""
+"""Speed of this machine on a recipe: seconds of real steps, with as many busy cores as there will be."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a run's folder trained in all: models and gradients, part by part, as multiples of one retraining."""
+"""Total of a run's folder: models and gradients, part by part, as multiples of one retraining."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether earlier requests are still forgotten, in words."""
+"""Earlier requests in words: which plans leave them forgotten."""
 
 from collections.abc import Mapping
 from typing import Any

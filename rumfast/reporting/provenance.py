@@ -22,7 +22,7 @@ def subtitle(result: Mapping[str, Any]) -> str:
 
 
 def starting_point(result: Mapping[str, Any]) -> tuple[str, str]:
-    """What plans start from, and how it came about: the original, or the result of earlier requests.
+    """The models that plans start from, and how they came about: originals, or earlier requests' result.
 
     >>> starting_point({"forget": {"earlier": [{"request": "class:3", "size": 143, "plan": "finetune"}]}})
     ('Starting point', 'unlearned before: class:3 (143) by finetune')

@@ -1,4 +1,4 @@
-"""What a run trained in all, in words and as rows, beside what one retraining takes."""
+"""Total of a run in words and as rows, beside one retraining."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def total_text(result: Mapping[str, Any]) -> str:
 
 
 def exact_text(result: Mapping[str, Any]) -> str:
-    """Where the exact model is, and when to use it; "" where the run trained no oracle.
+    """The exact model's file, and when to use it; "" where the run trained no oracle.
 
     >>> exact_text({"oracles": 3})[:53]
     "oracles/000/model.safetensors, in this run's folder, "

@@ -75,7 +75,7 @@ def _size(result: Result) -> str:
 
 
 def _difference(result: Result, plan: Mapping[str, Any]) -> str:
-    """How the best plan differs where none matches."""
+    """The headline where no plan matches: how the best one differs."""
     line = f"No plan compared here matches retraining without the {_size(result)}."
     said = f"The closest, “{plan['name']}”,"
     if over := [metric for metric in _placed(result, plan, "outside") if is_over_forgotten(plan, metric)]:
@@ -115,7 +115,7 @@ def _powerless(result: Result) -> tuple[str, str]:
 
 
 def _doubt(result: Result, plan: Mapping[str, Any]) -> str:
-    """Why a plan cannot be told, where some metric could tell the original."""
+    """The reason why a plan cannot be told, where some metric could tell the original."""
     if unclear := _placed(result, plan, "cannot tell"):
         reach = "more seeds or oracles would settle it"
         return f"{_against_band(result, plan, unclear[0])}, and the interval reaches into that range; {reach}"
@@ -233,5 +233,5 @@ def _evidence(result: Result, plan: Mapping[str, Any]) -> str:
 
 
 def whole_cost(result: Result) -> list[str]:
-    """What the run trained in all, and the exact model that it trained on the way."""
+    """Sentences on the run's total, and on the exact model that it trained on the way."""
     return [text for text in (total_text(result), exact_text(result)) if text]

@@ -1,4 +1,4 @@
-"""What populations are held against by RMIA: test examples of kept classes, and one a for all."""
+"""The population examples of RMIA: test examples of kept classes, and one a for all."""
 
 import numpy as np
 import pytest
