@@ -7,6 +7,7 @@ from rumfast.evaluation import METRICS, ModelScores, NullBand, null_band
 from rumfast.evaluation.bands import t_interval
 from rumfast.evaluation.verdicts import Finding, conclude, judge, judge_models, models_to_tell
 from rumfast.pipeline.judging import bands_of, findings_of, judged, lost_utility
+from rumfast.reporting.estimates import range_text
 
 BAND = NullBand(0.5, 0.4, 0.6, 5, 0.1)
 
@@ -131,3 +132,36 @@ def test_the_models_that_would_tell_are_as_many_as_it_takes():
 
     assert outside(found) and not outside(found - 1)
     assert models_to_tell([band.mean] * 3, band, metric) is None
+
+
+def ends(value):
+    """Every pair of ends, with its mean where there is one, in a record."""
+    if isinstance(value, dict):
+        if value.get("low") is not None:
+            yield value["low"], value.get("mean", value["low"]), value["high"]
+        for inner in value.values():
+            yield from ends(inner)
+
+
+def test_no_interval_of_a_record_leaves_its_range_whatever_the_models():
+    rng = np.random.default_rng(11)
+    for _ in range(60):
+        extremes = [0.0, 1.0, *rng.random(3)]
+        models, oracles, originals = (
+            [ModelScores(*rng.choice(extremes, 6)) for _ in range(rng.integers(least, 6))]
+            for least in (1, 3, 1)
+        )
+        by_class = ("accuracy_test_forgotten", "accuracy_test_kept")
+        sizes = dict.fromkeys([*SIZES, *by_class], int(rng.integers(1, 60)))
+        bands = bands_of(oracles, sizes)
+        untouched = findings_of(originals, oracles, bands)
+        found = judged(findings_of(models, oracles, bands), untouched, lost_utility(models, oracles))
+        record = found | {"bands": {name: band.record() for name, band in bands.items()}}
+        record |= {"findings": {name: one._asdict() for name, (_, one) in untouched.items()}}
+        seen = list(ends(record))
+        assert len(seen) >= 2 * len(bands)
+        for low, mean, high in seen:
+            assert 0 <= low <= mean <= high <= 1
+        shown = {name: entry for name, entry in found["metrics"].items() if entry["low"] is not None}
+        for name, entry in shown.items():  # ends are joined by a dash, and none has a sign
+            assert "-" not in range_text(name, (entry["low"], entry["high"]))
