@@ -21,6 +21,10 @@ class ModelScores(NamedTuple):
     accuracy_test_forgotten: float = float("nan")
     accuracy_test_kept: float = float("nan")
 
+    def known(self) -> dict[str, float]:
+        """The scores that there are, by name: all but NaN."""
+        return {key: value for key, value in self._asdict().items() if not np.isnan(value)}
+
 
 class ScoreArrays(NamedTuple):
     """:class:`ModelScores` of M models."""
@@ -87,7 +91,7 @@ SCORED: dict[str, Callable[[Scores, ScoreArrays], np.ndarray]] = {
 
 def scored_by(scores: ModelScores) -> tuple[str, ...]:
     """Metrics of ``SCORED`` that apply: those by class only where a class is forgotten as a whole."""
-    absent = {key for key, value in scores._asdict().items() if np.isnan(value)}
+    absent = set(ModelScores._fields) - scores.known().keys()
     return tuple(name for name in SCORED if name not in absent)
 
 

@@ -58,7 +58,7 @@ def _outcome(learner: Learner, population: Population, index: int, data: Dataset
         np.setdiff1d(retain, spec.forget),  # what is to be forgotten in the end tells nothing of retaining
         mia_examples=spec.mia_examples,
     )
-    return {"index": index, "scores": scores._asdict(), "examples": learner.examples - before}
+    return {"index": index, "scores": scores.known(), "examples": learner.examples - before}
 
 
 def groups_of(stored: tuple[GroupSpec, ...]) -> list[Group]:
